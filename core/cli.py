@@ -1,0 +1,209 @@
+"""The command line of every script: parse, run, show an error as one readable line, exit codes.
+
+A script is `core.cli.main("<command>")`. At module level this imports the standard library only, so that a Python
+without the dependencies gets one line and no traceback.
+"""
+
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+from .errors import DistillError, ExitCode, MissingDependency, UsageError
+
+if TYPE_CHECKING:
+    import cyclopts
+
+    from .commands import Command, Result
+    from .data.run import Run
+
+ROOT = Path(__file__).resolve().parents[1]
+GENERAL = "This command line"
+
+
+def main(name: str, argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and leave the process with its exit code."""
+    code, at_once = run(name, sys.argv[1:] if argv is None else argv)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if at_once:  # a second Ctrl-C: a model may still be computing in a thread that cannot be stopped
+        os._exit(code)
+    sys.exit(code)
+
+
+def run(name: str, argv: Sequence[str]) -> tuple[int, bool]:
+    """(exit code, whether the user asked to leave at once). Errors are printed to stderr, never raised."""
+    try:
+        check_dependencies()
+        return _run(name, argv)
+    except DistillError as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        return error.exit_code, False
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return ExitCode.INTERRUPTED, True
+
+
+def _run(name: str, argv: Sequence[str]) -> tuple[int, bool]:
+    from .commands import load
+    from .commands.resolve import resolve
+    from .data.environment import dotenv
+    from .data.progress import open_progress
+    from .data.run import Run
+    from .data.stop import Stop, signals
+
+    model = load(name)
+    flags = parse(name, model, argv)
+    if flags is None:
+        return ExitCode.DONE, False
+    door = {key: flags.pop(key, None) for key in ("config", "json_", "progress", "events")}
+    command, origins = resolve(model, flags, os.environ, dotenv(), door["config"])
+    try:
+        progress = open_progress(door["progress"] or "auto", door["events"])
+    except OSError as error:
+        raise UsageError(f"--events: {error}") from None
+    stop = Stop()
+    context = Run(progress, stop, origins)
+    progress.note(describe(command, origins))
+    with signals(stop, progress.note):
+        result = work(command, context)
+    if door["json_"]:
+        print(result.model_dump_json(), flush=True)
+    print(result.summary(), file=sys.stderr)
+    return result.exit_code, stop.now
+
+
+def work(command: "Command", context: "Run") -> "Result":
+    """Import the command's work and do it."""
+    module, _, function = command.work.partition(":")
+    return getattr(importlib.import_module(module, f"{__package__}.commands"), function)(command, context)
+
+
+def describe(command: "Command", origins: dict[str, str]) -> str:
+    """Every option with its value: a line for each that was set, with its origin; the defaults together."""
+
+    def shown(name: str) -> str:
+        value = getattr(command, name)
+        return str(value) if isinstance(value, Path) else repr(value)
+
+    named = [f"{name} = {shown(name)}  ({origins[name]})" for name in origins if origins[name] != "default"]
+    rest = [f"{name}={shown(name)}" for name in origins if origins[name] == "default"]
+    return "\n".join([*named, *(["defaults: " + " ".join(rest)] if rest else [])])
+
+
+def parse(name: str, model: "type[Command]", argv: Sequence[str]) -> dict[str, Any] | None:
+    """The flags that were given, or None after `--help` was printed. Raises UsageError with a suggestion."""
+    import cyclopts
+
+    if any(word in ("--help", "-h") for word in argv):
+        application(name, model, show=True)(["--help"], exit_on_error=False)
+        return None
+    app = application(name, model, show=False)
+    try:
+        given: dict[str, Any] = app(
+            list(argv), exit_on_error=False, print_error=False, result_action="return_value"
+        )
+    except cyclopts.CycloptsError as error:
+        raise UsageError(f"{error} See --help.") from None
+    return given
+
+
+def application(name: str, model: "type[Command]", *, show: bool) -> "cyclopts.App":
+    """A cyclopts application made from a command model.
+
+    show: for `--help`, with defaults and requirements. Otherwise every flag is optional and the call returns only
+    those that were given, because environment and YAML come after the flags.
+    """
+    import cyclopts
+    from pydantic_core import PydanticUndefined
+
+    def parameter(
+        field: str, kind: Any, help_: str, group: str, short: str | None, default: Any, required: bool
+    ) -> inspect.Parameter:
+        names = ["--" + field.strip("_").replace("_", "-"), *([short] if short else [])]
+        details = cyclopts.Parameter(
+            name=names,
+            help=help_,
+            group=groups.setdefault(group, cyclopts.Group(group, sort_key=len(groups))),
+            required=required and show,
+            show_default=show and default is not None and default is not PydanticUndefined,
+            show_choices=True,
+            accepts_keys=False,
+            converter=_json_object if field == "extra_body" else None,
+        )
+        return inspect.Parameter(
+            field,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if required and show else (default if show else None),
+            annotation=Annotated[kind if show else kind | None, details],
+        )
+
+    groups: dict[str, cyclopts.Group] = {}
+    parameters: list[inspect.Parameter] = []
+    for field, info in model.model_fields.items():
+        option = model.option(field)
+        help_ = (info.description or "") + (f" [env: {option.env}]" if option.env else "")
+        required = info.is_required()
+        default = None if required else info.default
+        parameters.append(parameter(field, info.annotation, help_, option.group, option.short, default, required))
+    for field, kind, help_ in (
+        ("config", Path | None, "YAML file with options of this command; flags and environment win over it."),
+        ("json_", bool | None, "Print the result as one JSON object on stdout; everything else goes to stderr."),
+        ("progress", Literal["auto", "bar", "lines", "off"] | None, "How progress is shown (auto: bar on a terminal)."),
+        ("events", Path | None, "Also append progress to this file, as JSON Lines."),
+    ):
+        parameters.append(parameter(field, kind, help_, GENERAL, None, None, False))
+
+    def given(**flags: Any) -> dict[str, Any]:
+        return {key: value for key, value in flags.items() if value is not None}
+
+    setattr(given, "__signature__", inspect.Signature(parameters))  # noqa: B010 (pyright)
+    given.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    app = cyclopts.App(
+        name=f"python scripts/{name}.py",
+        help=paragraphs(inspect.getdoc(model) or ""),
+        help_epilogue="Examples:\n\n" + "\n\n".join(model.examples) + "\n\n" + EXIT_CODES + "\n",
+        version_flags=[],
+        help_format="plaintext",
+    )
+    app["--help"].group = cyclopts.Group(GENERAL, sort_key=99)
+    app.default(given)
+    return app
+
+
+def paragraphs(text: str) -> str:
+    """The text with one line per paragraph, so that a terminal may wrap it at its own width."""
+    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
+
+
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 some rows failed (listed, the good ones kept); 2 input or options are wrong (nothing was "
+    "started); 3 stopped early, what was finished is kept; 130 interrupted (the same command goes on)."
+)
+
+
+def _json_object(_: Any, tokens: Sequence[Any]) -> dict[str, Any]:
+    """Converts --extra-body's value. Raises ValueError with the position for broken JSON."""
+    import json
+
+    value = json.loads(tokens[0].value)
+    if not isinstance(value, dict):
+        raise ValueError(f"a JSON object is needed, not {type(value).__name__}")
+    return value
+
+
+def check_dependencies() -> None:
+    """Raises MissingDependency when this Python lacks what every command needs."""
+    for package in ("pydantic", "cyclopts", "orjson", "dotenv", "tqdm", "aiohttp", "yaml"):
+        try:
+            found = importlib.util.find_spec(package)
+        except (ImportError, ValueError):
+            found = None
+        if found is None:
+            ready = ROOT / ".venv" / "bin" / "python"
+            hint = f"{ready} instead of {sys.executable}" if ready.exists() else f"make .venv in {ROOT}"
+            raise MissingDependency(package, "distill", f"{hint}, or: {sys.executable} -m pip install -e {ROOT}")

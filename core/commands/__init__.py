@@ -1,0 +1,21 @@
+"""Command models: the one declaration of every command's options. Light: pydantic only."""
+
+from importlib import import_module
+
+from ..errors import UsageError
+from .base import Command, Option, Result
+
+__all__ = ["COMMANDS", "Command", "Option", "Result", "load"]
+
+COMMANDS = {
+    "generate_teacher_data": ".generate_teacher_data:GenerateTeacherData",
+    "demo": ".demo:Demo",
+}
+
+
+def load(name: str) -> type[Command]:
+    """The model of a command. Raises UsageError for a name that is no command."""
+    if name not in COMMANDS:
+        raise UsageError(f"{name} is not a command. There are: {', '.join(COMMANDS)}.")
+    module, _, attribute = COMMANDS[name].partition(":")
+    return getattr(import_module(module, __package__), attribute)

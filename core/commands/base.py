@@ -1,0 +1,100 @@
+"""The one declaration of a command's options, from which flags, environment keys, YAML and schemas are made.
+
+A command is a frozen pydantic model: a docstring per field is its help, `Option` carries what only a command
+line needs. The model names its work as a string that is resolved when the work starts, so that `--help` and
+schema listings never import torch.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict
+from pydantic.fields import FieldInfo
+
+from ..errors import ExitCode
+
+
+@dataclass(frozen=True)
+class Option:
+    """How a field is reached from outside.
+
+    short: a one-letter flag ("-i").     env: the environment (and `.env`) key that sets it, if any.
+    group: its heading in `--help`.      mcp: whether an MCP tool shows it (the others go through `config`).
+    """
+
+    group: str
+    short: str | None = None
+    env: str | None = None
+    mcp: bool = False
+
+
+class Result(BaseModel):
+    """What a command did. `--json` prints it; `summary()` is what a person reads."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    status: Literal["done", "some_failed", "stopped", "interrupted", "dry_run"] = "done"
+    """How it ended."""
+    stopped_because: str | None = None
+    """Why it ended early, in words that name the next step."""
+
+    @property
+    def exit_code(self) -> ExitCode:
+        return {
+            "done": ExitCode.DONE,
+            "dry_run": ExitCode.DONE,
+            "some_failed": ExitCode.SOME_FAILED,
+            "stopped": ExitCode.STOPPED,
+            "interrupted": ExitCode.INTERRUPTED,
+        }[self.status]
+
+    def summary(self) -> str:
+        """Lines for a person; the last one says what to do next."""
+        raise NotImplementedError
+
+
+class Command(BaseModel):
+    """Base of every command model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    work: ClassVar[str]
+    """Where the work is, relative to `core.commands`: "..generation.generate:generate"."""
+    examples: ClassVar[tuple[str, ...]]
+    """Command lines that end `--help`; tests run or parse each of them."""
+
+    @classmethod
+    def option(cls, name: str) -> Option:
+        """The `Option` of a field. Raises LookupError for a field declared without one."""
+        for item in cls.model_fields[name].metadata:
+            if isinstance(item, Option):
+                return item
+        raise LookupError(f"{cls.__name__}.{name} has no Option")
+
+    @classmethod
+    def input_schema(cls) -> dict[str, Any]:
+        """The JSON schema that an MCP tool shows: the fields marked `mcp`, and `config` for all the others."""
+        schema = cls.model_json_schema()
+        shown = {name: schema["properties"][name] for name in cls.model_fields if cls.option(name).mcp}
+        hidden = [name for name in cls.model_fields if name not in shown]
+        shown["config"] = {
+            "type": "object",
+            "description": "Further options: " + ", ".join(hidden),
+            "properties": {name: schema["properties"][name] for name in hidden},
+            "additionalProperties": False,
+        }
+        required = [name for name in schema.get("required", []) if name in shown]
+        return {**schema, "properties": shown, "required": required, "additionalProperties": False}
+
+
+def choices(field: FieldInfo) -> list[str]:
+    """The values that a `Literal[...]` field (or `Literal[...] | None`) allows; empty for other types."""
+    allowed: list[str] = []
+    for part in (field.annotation, *get_args(field.annotation)):
+        allowed += [value for value in get_args(part) if isinstance(value, str)]
+    return list(dict.fromkeys(allowed))
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a field: max_tokens -> --max-tokens."""
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,247 @@
+"""Options and result of `generate_teacher_data`."""
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from .base import Command, Option, Result
+
+Backend = Literal["openrouter", "openai", "nvidia", "gguf", "hf"]
+
+INPUT, TEACHER, SAMPLING, RUN, MONEY, KEEP, LOCAL = (
+    "Input and output",
+    "Teacher",
+    "Sampling",
+    "Running",
+    "Money and permission",
+    "What to keep",
+    "Local teachers",
+)
+
+
+class GenerateTeacherData(Command):
+    """Turn a file of prompts into SFT-ready rows with a teacher's answers.
+
+    Rows are appended to --output as they finish. The same command again asks only for what is missing, so an
+    interrupted or killed run is resumed by repeating it.
+    """
+
+    work: ClassVar[str] = "..generation.generate:generate"
+    examples: ClassVar[tuple[str, ...]] = (
+        "python scripts/generate_teacher_data.py --input prompts.txt --dry-run",
+        "python scripts/generate_teacher_data.py --input prompts.jsonl --model openai/gpt-5.2 --max-cost 5",
+        "python scripts/generate_teacher_data.py --input prompts.csv --base-url http://127.0.0.1:8000/v1 --model my-model",
+        "python scripts/generate_teacher_data.py --input prompts.txt --model smollm2 --backend hf",
+    )
+
+    input: Annotated[str, Option(INPUT, "-i", mcp=True)]
+    """Prompts: a .txt, .jsonl, .json, .csv or .parquet file, hf:owner/name[:split], or - for standard input."""
+    output: Annotated[Path, Option(INPUT, "-o", mcp=True)] = Path("train.jsonl")
+    """File that the rows are appended to."""
+    prompt_key: Annotated[str, Option(INPUT)] = "prompt"
+    """Column or key that holds the prompt."""
+    limit: Annotated[int | None, Option(INPUT, mcp=True)] = Field(None, ge=1)
+    """Use only the first N prompts."""
+    shard: Annotated[str | None, Option(INPUT)] = Field(None, pattern=r"^\d+/\d+$")
+    """Do only part i of n, as i/n with i from 1: for several machines, each with its own --output."""
+    dedupe: Annotated[bool, Option(INPUT)] = False
+    """Ask only once for prompts that are equal (otherwise each occurrence is work of its own)."""
+    overwrite: Annotated[bool, Option(INPUT)] = False
+    """Start anew: an existing output is kept beside it as <output>.old."""
+
+    model: Annotated[str, Option(TEACHER, "-m", mcp=True)] = "anthropic/claude-sonnet-4"
+    """Teacher: a name at the provider, a model folder, a .gguf file, owner/repo:QUANT for a GGUF on the Hub, or smollm2."""
+    backend: Annotated[Backend | None, Option(TEACHER, mcp=True)] = None
+    """How the teacher is reached. By default from the name: vendor/name is openrouter, gpt-* and o* are openai, paths are local; with --base-url: openai."""
+    base_url: Annotated[str | None, Option(TEACHER, mcp=True)] = None
+    """Any OpenAI-compatible server (vLLM, llama-server, SGLang, LM Studio, Ollama), up to and with /v1."""
+    api_key_env: Annotated[str | None, Option(TEACHER)] = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Name of the variable that holds the key (default: OPENROUTER_API_KEY, OPENAI_API_KEY or NVIDIA_API_KEY, by backend)."""
+    system: Annotated[str | None, Option(TEACHER, "-s", mcp=True)] = None
+    """System prompt for every row that has none of its own."""
+    extra_body: Annotated[dict[str, Any] | None, Option(TEACHER)] = None
+    """JSON object merged into every request, for what a provider offers beyond these options."""
+
+    max_tokens: Annotated[int, Option(SAMPLING, mcp=True)] = Field(2048, ge=1)
+    """Longest answer, in tokens; reasoning counts."""
+    temperature: Annotated[float, Option(SAMPLING, "-t", mcp=True)] = Field(0.7, ge=0, le=2)
+    """Sampling temperature, 0 to 2."""
+    top_p: Annotated[float | None, Option(SAMPLING)] = Field(None, gt=0, le=1)
+    """Nucleus sampling: the share of probability to sample from."""
+    samples: Annotated[int, Option(SAMPLING, mcp=True)] = Field(1, ge=1)
+    """Answers per prompt; raising it later adds the missing ones."""
+    seed: Annotated[int | None, Option(SAMPLING)] = Field(None, ge=0)
+    """Base seed: every sample gets its own seed from it. At API teachers best effort."""
+
+    concurrency: Annotated[int, Option(RUN, "-c", mcp=True)] = Field(5, ge=1)
+    """Most requests in flight; falls under rate limits and recovers by itself."""
+    timeout: Annotated[float, Option(RUN)] = Field(120, gt=0)
+    """Seconds for one request."""
+    retries: Annotated[int, Option(RUN)] = Field(5, ge=0)
+    """Further attempts for a row after timeouts, 5xx and broken answers (rate limits do not count)."""
+    dry_run: Annotated[bool, Option(RUN, mcp=True)] = False
+    """Say what would be asked, how many tokens and what it costs, and stop. No request is paid."""
+
+    max_cost: Annotated[float | None, Option(MONEY, mcp=True)] = Field(None, gt=0)
+    """Most USD that this run may spend, requests in flight counted at their worst case."""
+    price: Annotated[str | None, Option(MONEY)] = Field(None, pattern=r"^\d+(\.\d+)?/\d+(\.\d+)?$")
+    """USD per million prompt/completion tokens, as 3/15, where the provider lists no price."""
+    require_distillable: Annotated[bool, Option(MONEY)] = False
+    """OpenRouter only: use only models whose authors allow training on their text."""
+
+    keep_reasoning: Annotated[bool, Option(KEEP)] = False
+    """Also put the teacher's reasoning into the assistant message, as reasoning_content (metadata.reasoning has it anyway)."""
+    min_chars: Annotated[int, Option(KEEP)] = Field(0, ge=0)
+    """Reject answers shorter than this many characters."""
+    drop_truncated: Annotated[bool, Option(KEEP)] = True
+    """Reject answers that --max-tokens cut off; --no-drop-truncated keeps them."""
+    drop_refusals: Annotated[bool, Option(KEEP)] = False
+    """Reject answers that refuse the task."""
+
+    preferred_quant: Annotated[str, Option(LOCAL)] = "Q4_K_M"
+    """gguf: the quantisation to take from a Hub repository."""
+    n_gpu_layers: Annotated[int, Option(LOCAL)] = Field(-1, ge=-1)
+    """gguf: layers to put on the GPU, -1 for all."""
+    n_ctx: Annotated[int, Option(LOCAL)] = Field(0, ge=0)
+    """gguf: context length in tokens, 0 for the model's own."""
+    threads: Annotated[int | None, Option(LOCAL)] = Field(None, ge=1)
+    """gguf and hf: CPU threads (default: all cores)."""
+    batch_size: Annotated[int, Option(LOCAL)] = Field(8, ge=1)
+    """hf: prompts per forward pass, grouped by length."""
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], Option(LOCAL)] = "auto"
+    """hf: number format of the weights (auto: float32 on a CPU, else the model's own)."""
+    device_map: Annotated[str, Option(LOCAL)] = "auto"
+    """hf: where the weights go (auto, cpu, cuda:0, mps, balanced, ...)."""
+    attention: Annotated[Literal["sdpa", "eager", "flash_attention_2"], Option(LOCAL)] = "sdpa"
+    """hf: attention implementation."""
+    load_in_4bit: Annotated[bool, Option(LOCAL)] = False
+    """hf: 4-bit weights (needs bitsandbytes)."""
+
+    @field_validator("shard")
+    @classmethod
+    def _shard_in_range(cls, value: str | None) -> str | None:
+        if value is not None:
+            i, n = map(int, value.split("/"))
+            if not 1 <= i <= n:
+                raise ValueError(f"{value} is not i/n with 1 <= i <= n")
+        return value
+
+    @field_validator("base_url")
+    @classmethod
+    def _http_without_secrets(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        if not value.startswith(("http://", "https://")):
+            raise ValueError(f"{value} does not begin with http:// or https://")
+        if "@" in value.split("/")[2]:
+            raise ValueError("a URL with a user or a password in it: put the key into .env instead")
+        return value.rstrip("/")
+
+    @model_validator(mode="after")
+    def _options_that_need_another(self) -> "GenerateTeacherData":
+        if self.base_url and self.backend in ("gguf", "hf"):
+            raise ValueError(f"--base-url is for API teachers; --backend {self.backend} runs the model here")
+        return self
+
+    @property
+    def shard_of(self) -> tuple[int, int]:
+        """(i, n), i from 1; (1, 1) when the run is not sharded."""
+        i, n = (self.shard or "1/1").split("/")
+        return int(i), int(n)
+
+
+class Plan(Result):
+    """What `--dry-run` found. Token and money figures are estimates; `worst_case_usd` is a bound on the list price."""
+
+    status: Literal["dry_run"] = "dry_run"
+    prompts: int
+    bad_rows: int
+    answers_wanted: int
+    answers_there: int
+    requests: int
+    prompt_tokens_estimate: int
+    completion_tokens_at_most: int
+    price_usd_per_million: tuple[float, float] | None
+    price_source: str
+    worst_case_usd: float | None
+    credit_left_usd: float | None = None
+    model: str
+    backend: str
+
+    def summary(self) -> str:
+        price = (
+            f"{self.price_usd_per_million[0]:g} / {self.price_usd_per_million[1]:g} USD per million prompt / "
+            f"completion tokens ({self.price_source})"
+            if self.price_usd_per_million
+            else f"unknown ({self.price_source})"
+        )
+        lines = [
+            f"dry run: nothing was asked or paid. Teacher {self.model} through {self.backend}.",
+            f"  prompts     {self.prompts:,}" + (f", and {self.bad_rows:,} unusable rows" if self.bad_rows else ""),
+            f"  answers     {self.answers_wanted:,} wanted, {self.answers_there:,} there already, "
+            f"{self.requests:,} requests to make",
+            f"  tokens      about {self.prompt_tokens_estimate:,} in (4 characters each), "
+            f"at most {self.completion_tokens_at_most:,} out",
+            f"  price       {price}",
+        ]
+        if self.worst_case_usd is not None:
+            lines.append(f"  cost        at most {self.worst_case_usd:.2f} USD, when every answer uses all its tokens")
+        if self.credit_left_usd is not None:
+            lines.append(f"  credit      {self.credit_left_usd:.2f} USD left on this key")
+        lines.append("next: the same command without --dry-run (add --max-cost to bound the spending)")
+        return "\n".join(lines)
+
+
+class Generated(Result):
+    """What a run added to its output."""
+
+    output: Path
+    model: str
+    backend: str
+    rows: int
+    """Answers added by this run."""
+    rows_in_output: int
+    """Answers to the given prompts and options in the output now."""
+    failed: int
+    rejected: int
+    """Paid answers that the filters kept out (in <output>.rejected.jsonl; asked for only once)."""
+    bad_rows: int
+    remaining: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float | None
+    """What this run cost, failed attempts included; None when the teacher states no cost and no price is known."""
+    maybe_billed_usd: float
+    """Upper bound for attempts that ended without an answer but may be billed (timeouts, cut connections)."""
+    seconds: float
+    finish_reasons: dict[str, int]
+    answer_tokens: dict[str, int]
+    """Quantiles of the answers' length in tokens (of characters / 4 where the teacher counts none)."""
+    failures: dict[str, int]
+    advice: list[str]
+    """One line per kind of failure: what happened and the next step."""
+
+    def summary(self) -> str:
+        cost = "unknown (the teacher states none)" if self.cost_usd is None else f"{self.cost_usd:.4f} USD"
+        if self.maybe_billed_usd:
+            cost += f", and up to {self.maybe_billed_usd:.4f} USD for attempts without an answer"
+        lines = [f"{self.output}: {self.rows:,} rows added in {self.seconds:.1f} s by {self.model}"]
+        lines += [f"  complete    {self.rows_in_output:,} of {self.rows_in_output + self.remaining:,}"]
+        lines += [f"  tokens      {self.prompt_tokens:,} in, {self.completion_tokens:,} out", f"  cost        {cost}"]
+        if self.finish_reasons:
+            lines.append("  finish      " + ", ".join(f"{k} {n:,}" for k, n in self.finish_reasons.items()))
+        if self.answer_tokens:
+            lines.append("  length      " + ", ".join(f"{k} {n:,}" for k, n in self.answer_tokens.items()) + " tokens")
+        if self.rejected:
+            lines.append(f"  rejected    {self.rejected:,}, kept in {self.output}.rejected.jsonl")
+        if self.failed:
+            lines.append(f"  failed      {self.failed:,}, listed in {self.output}.failures.jsonl")
+        lines += ["  " + line for line in self.advice]
+        if self.stopped_because:
+            lines.append(f"stopped: {self.stopped_because}")
+        elif self.status == "interrupted":
+            lines.append("interrupted: the same command goes on where it stopped")
+        elif self.remaining:
+            lines.append("next: the same command again asks only for what is missing")
+        return "\n".join(lines)

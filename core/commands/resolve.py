@@ -1,0 +1,114 @@
+"""From flags, environment, `.env` and YAML to one validated command, with the origin of every value.
+
+Order: flag > environment > .env > YAML > default. A field reads the environment only if its `Option` names a key.
+"""
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ..errors import InputError, UsageError
+from .base import Command, flag
+
+Origins = dict[str, str]
+
+
+def resolve(
+    model: type[Command],
+    flags: Mapping[str, Any],
+    environment: Mapping[str, str] | None = None,
+    dotenv: Mapping[str, str | None] | None = None,
+    config: Path | None = None,
+) -> tuple[Command, Origins]:
+    """The command and where each of its values came from ("--model", "MAX_STEPS", "MAX_STEPS in .env", "config.yml",
+    "default").
+
+    Raises UsageError that names the flag, key or line whose value is not allowed.
+    """
+    values: dict[str, Any] = {}
+    origins: Origins = {}
+
+    def take(found: Mapping[str, Any], origin: Mapping[str, str]) -> None:
+        for name, value in found.items():
+            if name not in values:
+                values[name], origins[name] = value, origin[name]
+
+    take(flags, {name: flag(name) for name in flags})
+    keys = {name: key for name in model.model_fields if (key := model.option(name).env)}
+    for source, where in ((environment, ""), (dotenv, " in .env")):
+        found = {name: source[key] for name, key in keys.items() if source and source.get(key)}
+        take(found, {name: keys[name] + where for name in found})
+    if config is not None:
+        found = read_yaml(config, list(model.model_fields))
+        take(found, dict.fromkeys(found, str(config)))
+
+    try:
+        command = model.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(explain(error, model, origins)) from None
+    for name in model.model_fields:
+        origins.setdefault(name, "default")
+    return command, origins
+
+
+def read_yaml(path: Path, known: list[str]) -> dict[str, Any]:
+    """The options in a YAML file (dashes and underscores are the same).
+
+    Raises InputError for a missing file, broken YAML, or a key that no option has, with the nearest one.
+    """
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(path, None, "no such file. Name an existing one with --config.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(path, None, f"cannot be read: {error}") from None
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else None
+        raise InputError(path, line, f"not YAML: {getattr(error, 'problem', None) or error}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise InputError(path, 1, f"expected `option: value` lines, found {type(content).__name__}")
+    lines = {key.value: key.start_mark.line + 1 for key, _ in node.value}
+    options: dict[str, Any] = {}
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            raise InputError(path, lines.get(str(key)), f'unknown option "{key}".{suggestion(name, known)}')
+        options[name] = value
+    return options
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """' Did you mean "max_tokens"?', or nothing when no known name is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f' Did you mean "{near[0]}"?' if near else ""
+
+
+def explain(error: ValidationError, model: type[Command], origins: Mapping[str, str]) -> str:
+    """One line per mistake, in the words of the place where the value came from."""
+    lines = []
+    for problem in error.errors():
+        name = str(problem["loc"][0]) if problem["loc"] else ""
+        message = str(problem["msg"]).removeprefix("Value error, ")
+        if problem["type"] == "missing":
+            lines.append(f"{flag(name)} is required. See --help.")
+        elif problem["type"] == "extra_forbidden":
+            lines.append(f'unknown option "{name}".{suggestion(name, model.model_fields)}')
+        elif not name:
+            lines.append(message)
+        else:
+            given = problem["input"]
+            shown = given if isinstance(given, str) else json.dumps(given, default=str)
+            lines.append(f"{origins.get(name, flag(name))}: {message} (given: {shown})")
+    return "\n".join(lines)

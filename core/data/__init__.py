@@ -1,0 +1,1 @@
+"""What lives in files: prompts, rows, journals, runs; and the progress events that a command reports."""

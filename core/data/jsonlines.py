@@ -1,0 +1,148 @@
+"""JSON Lines files that survive kill -9: one `write` per row, a torn last line cut off at the next start.
+
+Lines end at "\\n" alone. Python's text mode and `str.splitlines` also break at U+2028, U+0085 and others, which may
+stand unescaped inside a JSON string, so everything here reads bytes.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from ..errors import InputError, StoppedEarly, UsageError
+
+Row = dict[str, Any]
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(line number from 1, line without its end) of a file, blank lines left out, a UTF-8 BOM and CRLF removed."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if line := line.strip(b" \t\r\n"):
+                yield number, line
+
+
+def sound_length(path: Path, inspect: Callable[[int, Row], None]) -> int:
+    """The length in bytes of a file up to a torn last line, after every row before it was shown to `inspect`.
+
+    Raises InputError for a line that is not JSON, and whatever `inspect` raises.
+    """
+    sound = 0
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                break
+            if line.strip():
+                try:
+                    row = orjson.loads(line)
+                except orjson.JSONDecodeError as error:
+                    raise InputError(path, number, f"not JSON ({error}). {FOREIGN}") from None
+                inspect(number, row)
+            sound += len(line)
+    return sound
+
+
+class Journal:
+    """An append-only file of rows with one writer.
+
+    Opening it takes a lock and reads it once; `inspect(line number, row)` sees every row and raises UsageError when
+    the file is not ours. Only after that is a torn last line (a crash in mid-write) cut off.
+    """
+
+    def __init__(self, path: Path, inspect: Callable[[int, Row], None]) -> None:
+        """Raises UsageError: not a regular file, not writable, another writer, somebody else's rows."""
+        self.path = path
+        try:
+            if path.exists() and not path.is_file():
+                kind = "a directory" if path.is_dir() else "not a regular file"
+                raise UsageError(f"{path} is {kind}. Name a file with --output.")
+            self._handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise UsageError(cannot_write(path, error)) from None
+        try:
+            self._lock()
+            self._end = sound_length(path, inspect)
+            os.ftruncate(self._handle, self._end)
+        except BaseException:
+            os.close(self._handle)
+            raise
+
+    def _lock(self) -> None:
+        try:
+            import fcntl
+        except ImportError:  # Windows: no lock, everything else works
+            return
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"another run is writing {self.path}. Wait for it, or use another --output (and --shard i/n)."
+            ) from None
+        except OSError:  # a file system without locks
+            return
+
+    def append(self, row: Row) -> None:
+        """Write one row with one system call. Raises StoppedEarly when the disk is full; the file stays whole."""
+        line = orjson.dumps(row, default=str) + b"\n"
+        written = 0
+        try:
+            while written < len(line):
+                written += os.write(self._handle, line[written:])
+        except OSError as error:
+            os.ftruncate(self._handle, self._end)
+            raise StoppedEarly(f"{cannot_write(self.path, error)} Every row before this one is kept.") from None
+        self._end += len(line)
+
+    @property
+    def length(self) -> int:
+        """Bytes so far."""
+        return self._end
+
+    def rewrite(self, keep: Callable[[int, Row], bool], after_reading: Callable[[], None] | None = None) -> None:
+        """Keep only the rows for which `keep(offset in bytes, row)` holds, atomically: the new file takes the old one's
+        place, after `after_reading`. Raises StoppedEarly when the disk is full; the old file is whole then."""
+        new = self.path.with_name(self.path.name + ".new")
+        try:
+            handle = os.open(new, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC, 0o666)
+            with open(self.path, "rb") as old, open(handle, "wb", closefd=False) as file:
+                offset = 0
+                for line in old:
+                    if line.strip():
+                        row = orjson.loads(line)
+                        if keep(offset, row):
+                            file.write(line)
+                    offset += len(line)
+            os.fsync(handle)
+            if after_reading:
+                after_reading()
+            os.replace(new, self.path)
+        except OSError as error:
+            raise StoppedEarly(cannot_write(self.path, error)) from None
+        os.close(self._handle)
+        self._handle, self._end = handle, os.fstat(handle).st_size
+        self._lock()
+
+    def sync(self) -> None:
+        """Bring what was appended to the disk."""
+        os.fsync(self._handle)
+
+    def close(self) -> None:
+        """Sync and give the lock back. An empty file is removed: it would look like a result."""
+        os.fsync(self._handle)
+        if self._end == 0:
+            self.path.unlink(missing_ok=True)
+        os.close(self._handle)
+
+
+FOREIGN = "This file holds something else; choose another --output, or --overwrite to move it aside."
+
+
+def cannot_write(path: Path, error: OSError) -> str:
+    """One sentence and the next step."""
+    if isinstance(error, FileNotFoundError):
+        return f"{path}: the folder {path.parent} does not exist. Create it: mkdir -p {path.parent}"
+    return f"{path} cannot be written: {error.strerror}. Free space or choose another place, then run the same command."

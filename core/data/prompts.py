@@ -1,0 +1,343 @@
+"""Prompt files of every kind -> `Prompt`s: txt, jsonl, json, csv, parquet, a data set on the Hub, standard input.
+
+A row that cannot be used becomes a `BadRow` with its place and the next step; the good rows beside it survive. A file
+that cannot be used as a whole raises InputError.
+"""
+
+import csv
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from ..errors import InputError, MissingDependency, UsageError
+from .jsonlines import read_lines
+
+Message = dict[str, Any]
+Record = dict[str, Any]
+
+ROLES = {"system", "developer", "user", "assistant", "tool"}
+SUFFIXES = (".txt", ".md", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+CONTAINERS = ("data", "rows", "items", "conversations", "train")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt. index: its place among the usable and unusable rows of the input, from 0."""
+
+    index: int
+    place: str
+    messages: list[Message]
+    metadata: Record = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be used, and why."""
+
+    index: int
+    place: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.problem}"
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """How rows become prompts."""
+
+    prompt_key: str = "prompt"
+    system: str | None = None
+    limit: int | None = None
+
+
+class _Unusable(ValueError):
+    """Why a record is no prompt."""
+
+
+@contextmanager
+def open_prompts(source: str, options: PromptOptions) -> Iterator[Callable[[], Iterator[Prompt | BadRow]]]:
+    """A function that reads the prompts from the beginning, as often as it is called.
+
+    Standard input can be read once only, so it goes through a temporary file. Raises InputError for a source that
+    cannot be read at all.
+    """
+    if source == "-":
+        with tempfile.TemporaryDirectory(prefix="distill-") as folder:
+            data = sys.stdin.buffer.read()
+            path = Path(folder) / ("stdin.jsonl" if _looks_like_json(data) else "stdin.txt")
+            path.write_bytes(data)
+            yield lambda: _prompts(read_file(path, "standard input"), options)
+    elif source.startswith("hf:"):
+        dataset = _hub_dataset(source)
+        yield lambda: _prompts(((f"{source} row {i}", row) for i, row in enumerate(dataset)), options)
+    else:
+        path = Path(source)
+        _check_file(path)
+        yield lambda: _prompts(read_file(path, str(path)), options)
+
+
+def _looks_like_json(data: bytes) -> bool:
+    return data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise InputError(path, None, "is a directory. Name a file in it.")
+    if not path.exists():
+        raise InputError(path, None, f"no such file (in {Path.cwd()}).")
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(path, None, f'unknown kind "{path.suffix}". Known: {", ".join(SUFFIXES)}, hf:owner/name, -.')
+    try:
+        with open(path, "rb") as file:
+            head = file.read(4096)
+    except OSError as error:
+        raise InputError(path, None, f"cannot be read: {error.strerror}.") from None
+    if not head:
+        raise InputError(path, None, "is empty.")
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise InputError(path, None, f"is UTF-16. Convert it: iconv -f UTF-16 -t UTF-8 {path} > utf8{path.suffix}")
+
+
+def _prompts(records: "Iterator[tuple[str, Any]]", options: PromptOptions) -> Iterator[Prompt | BadRow]:
+    for index, (place, record) in enumerate(records):
+        if options.limit is not None and index >= options.limit:
+            return
+        try:
+            if isinstance(record, _Unusable):
+                raise record
+            yield to_prompt(index, place, record, options)
+        except _Unusable as problem:
+            yield BadRow(index, place, str(problem))
+
+
+# ---- files -> records ------------------------------------------------------------------------------------------
+
+
+def read_file(path: Path, name: str) -> Iterator[tuple[str, Any]]:
+    """(place, record) of every row; a row that cannot be decoded comes as the reason why."""
+    readers = {
+        ".jsonl": _jsonl,
+        ".ndjson": _jsonl,
+        ".json": _json,
+        ".csv": _csv,
+        ".tsv": _csv,
+        ".parquet": _parquet,
+    }
+    return readers.get(path.suffix.lower(), _text)(path, name)
+
+
+def _text(path: Path, name: str) -> Iterator[tuple[str, Any]]:
+    for number, line in read_lines(path):
+        place = f"{name}:{number}"
+        try:
+            yield place, line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            yield place, _not_utf8(error)
+
+
+def _jsonl(path: Path, name: str) -> Iterator[tuple[str, Any]]:
+    for number, line in read_lines(path):
+        place = f"{name}:{number}"
+        try:
+            yield place, orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            yield place, _bad_json(line, error)
+
+
+def _bad_json(line: bytes, error: orjson.JSONDecodeError) -> _Unusable:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError as problem:
+        return _not_utf8(problem)
+    return _Unusable(f"invalid JSON: {error.msg} at column {error.colno}. Fix or delete the line.")
+
+
+def _not_utf8(error: UnicodeDecodeError) -> _Unusable:
+    byte = error.object[error.start]
+    return _Unusable(
+        f"not UTF-8 (byte 0x{byte:02x} at position {error.start + 1}). "
+        "Convert the file, for example: iconv -f LATIN1 -t UTF-8"
+    )
+
+
+def _json(path: Path, name: str) -> Iterator[tuple[str, Any]]:
+    """A list of rows, or an object that holds one under data, rows, items, conversations or train."""
+    try:
+        content = orjson.loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+    except orjson.JSONDecodeError as error:
+        raise InputError(
+            path,
+            error.lineno,
+            f"invalid JSON: {error.msg} at column {error.colno}. (One object per line? Name the file .jsonl.)",
+        ) from None
+    key = ""
+    if isinstance(content, dict):
+        key = next((k for k in CONTAINERS if isinstance(content.get(k), list)), "")
+        if not key:
+            raise InputError(
+                path, None, f"an object without a list under {', '.join(CONTAINERS)} (found: {_keys(content)})."
+            )
+        content = content[key]
+    if not isinstance(content, list):
+        raise InputError(path, None, f"expected a list of rows, found {type(content).__name__}.")
+    for number, record in enumerate(content):
+        yield f"{name}: {key}[{number}]", record
+
+
+def _csv(path: Path, name: str) -> Iterator[tuple[str, Any]]:
+    csv.field_size_limit(sys.maxsize)
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    with open(path, encoding="utf-8-sig", newline="", errors="surrogateescape") as file:
+        reader = csv.DictReader(file, delimiter=delimiter, restkey="")
+        line = 1
+        while True:
+            line = reader.line_num + 1
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise InputError(path, reader.line_num, f"not CSV: {error}.") from None
+            if "" in row and row[""]:
+                yield f"{name}:{line}", _Unusable("more fields than columns. Quote fields that hold a comma.")
+            else:
+                yield f"{name}:{line}", _decoded({k: v for k, v in row.items() if k and v is not None})
+
+
+def _decoded(row: dict[str, str]) -> Any:
+    for key, value in row.items():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            return _Unusable(f'column "{key}" is not UTF-8 (at character {error.start + 1}).')
+    return row
+
+
+def _parquet(path: Path, name: str) -> Iterator[tuple[str, Any]]:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ModuleNotFoundError:
+        raise MissingDependency("pyarrow", "reading parquet", "pip install -e '.[hub]'") from None
+    try:
+        rows = 0
+        with ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=256):
+                for record in batch.to_pylist():
+                    yield f"{name} row {rows}", record
+                    rows += 1
+    except (ArrowException, OSError) as error:
+        raise InputError(path, None, f"not a parquet file: {error}") from None
+
+
+def _hub_dataset(source: str) -> Any:
+    """A data set in streaming mode. Raises UsageError when it cannot be opened."""
+    try:
+        import datasets
+    except ModuleNotFoundError:
+        raise MissingDependency("datasets", f"{source}", "pip install -e '.[hub]'") from None
+    name, _, split = source.removeprefix("hf:").partition(":")
+    try:
+        return datasets.load_dataset(name, split=split or "train", streaming=True)
+    except Exception as error:  # datasets raises whatever its readers raise
+        raise UsageError(f"{source} cannot be opened: {str(error).splitlines()[0]}") from None
+
+
+# ---- records -> prompts ----------------------------------------------------------------------------------------
+
+PROMPT_KEYS = ("prompt", "question", "instruction", "input", "text")
+
+
+def to_prompt(index: int, place: str, record: Any, options: PromptOptions) -> Prompt:
+    """A record as a prompt. Raises ValueError with what was found and what to do.
+
+    Strings are prompts. Objects have `messages` (or `conversations`), the prompt key, or Alpaca's instruction and
+    input. `system` of a row wins over the option; `metadata` and all other keys are kept as metadata.
+    """
+    if isinstance(record, str):
+        record = {options.prompt_key: record}
+    if not isinstance(record, dict):
+        raise _Unusable(f"expected a text or an object, found {type(record).__name__}.")
+    rest = dict(record)
+    metadata = rest.pop("metadata", None)
+    if metadata is None:
+        metadata = {}
+    if not isinstance(metadata, dict):
+        raise _Unusable(f'"metadata" must be an object, found {type(metadata).__name__}.')
+    system = rest.pop("system", None)
+    if system is not None and not isinstance(system, str):
+        raise _Unusable(f'"system" must be a text, found {type(system).__name__}.')
+    messages = _messages(rest, options)
+    if system or options.system:
+        if messages[0]["role"] not in ("system", "developer"):
+            messages.insert(0, {"role": "system", "content": system or options.system})
+        elif system:
+            messages[0] = {"role": "system", "content": system}
+    return Prompt(index, place, messages, {**{k: v for k, v in rest.items() if v is not None}, **metadata})
+
+
+def _messages(rest: Record, options: PromptOptions) -> list[Message]:
+    """Take the conversation out of a record."""
+    for key in ("messages", "conversations"):
+        if rest.get(key) is not None:
+            return _conversation(key, rest.pop(key), rest)
+    key = options.prompt_key
+    if key not in rest and options.prompt_key == "prompt" and isinstance(rest.get("instruction"), str):
+        return [{"role": "user", "content": _alpaca(rest)}]
+    prompt = rest.pop(key, None)
+    if isinstance(prompt, list):
+        return _conversation(key, prompt, rest)
+    if prompt is None:
+        near = next((k for k in PROMPT_KEYS if k in rest), None)
+        hint = f'Rename it, or pass --prompt-key {near}.' if near else "Add one, or pass --prompt-key NAME."
+        raise _Unusable(f'no "{key}" or "messages" key (found: {_keys(rest)}). {hint}')
+    if not isinstance(prompt, str):
+        raise _Unusable(f'"{key}" must be a text, found {type(prompt).__name__}.')
+    if not prompt.strip():
+        raise _Unusable(f'"{key}" is empty.')
+    return [{"role": "user", "content": prompt}]
+
+
+def _alpaca(rest: Record) -> str:
+    """Instruction and input of an Alpaca row; its answer stays as metadata, for comparison."""
+    instruction, context = rest.pop("instruction"), rest.pop("input", None)
+    if not instruction.strip():
+        raise _Unusable('"instruction" is empty.')
+    if "output" in rest:
+        rest["reference"] = rest.pop("output")
+    return f"{instruction}\n\n{context}" if isinstance(context, str) and context.strip() else instruction
+
+
+def _conversation(key: str, turns: Any, rest: Record) -> list[Message]:
+    """Checked messages that end with the user's turn; an answer that was there goes to rest["reference"]."""
+    if not isinstance(turns, list) or not turns:
+        raise _Unusable(f'"{key}" must be a list with at least one message.')
+    messages: list[Message] = []
+    for number, turn in enumerate(turns):
+        if not isinstance(turn, dict):
+            raise _Unusable(f"{key}[{number}] must be an object, found {type(turn).__name__}.")
+        if "from" in turn and "value" in turn:  # ShareGPT
+            role = {"human": "user", "gpt": "assistant"}.get(turn["from"], turn["from"])
+            turn = {"role": role, "content": turn["value"]}
+        if turn.get("role") not in ROLES:
+            raise _Unusable(f"{key}[{number}] has role {turn.get('role')!r}; known: {', '.join(sorted(ROLES))}.")
+        content = turn.get("content")
+        if not isinstance(content, str | list) and not turn.get("tool_calls"):
+            raise _Unusable(f"{key}[{number}] has no text in \"content\".")
+        messages.append(turn)
+    while messages and messages[-1]["role"] == "assistant":
+        rest["reference"] = messages.pop().get("content")
+    if not any(message["role"] == "user" for message in messages):
+        raise _Unusable(f'"{key}" has no user message to answer.')
+    return messages
+
+
+def _keys(record: Record) -> str:
+    return ", ".join(f'"{key}"' for key in list(record)[:8]) or "nothing"

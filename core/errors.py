@@ -1,0 +1,115 @@
+"""Everything that `distill` raises on purpose.
+
+    DistillError
+    ├── UsageError (ValueError)             exit 2: the input or the configuration is wrong, nothing was started
+    │   ├── InputError                      a place in a file: "prompts.jsonl:17: ..."
+    │   ├── MissingKey                      an API key that is not set
+    │   ├── MissingDependency (ImportError) a package that is not installed, with the line that installs it
+    │   └── ModelNotFound                   a model name, with every place that was tried
+    ├── StoppedEarly                        exit 3: what was finished is kept
+    └── TeacherError                        one attempt at one piece of work did not give an answer
+        ├── RequestRejected                 this request cannot succeed as it is: fail the row
+        ├── TransientError                  the same request may succeed later: try again
+        │   └── Throttled                   ... and the whole run should slow down
+        └── TeacherUnavailable              no request can succeed: stop the run
+
+A message says the fact, the place and the next step. This module imports the standard library only, so that
+a Python without our dependencies can still print one readable line.
+"""
+
+from enum import IntEnum
+from pathlib import Path
+
+
+class ExitCode(IntEnum):
+    """What a command tells the shell."""
+
+    DONE = 0
+    SOME_FAILED = 1
+    USAGE = 2
+    STOPPED = 3
+    INTERRUPTED = 130
+
+
+class DistillError(Exception):
+    """Base of all errors that are shown as one line, without a traceback."""
+
+    exit_code = ExitCode.STOPPED
+
+
+class UsageError(DistillError, ValueError):
+    """The input or the configuration is wrong; nothing was started or spent."""
+
+    exit_code = ExitCode.USAGE
+
+
+class InputError(UsageError):
+    """Something is wrong at a place in a file (line numbers start at 1)."""
+
+    def __init__(self, path: str | Path, line: int | None, message: str) -> None:
+        place = str(path) if line is None else f"{path}:{line}"
+        super().__init__(f"{place}: {message}")
+        self.line = line
+
+
+class MissingKey(UsageError):
+    """An API key is not set."""
+
+
+class MissingDependency(UsageError, ImportError):
+    """A package is not installed."""
+
+    def __init__(self, package: str, why: str, install: str) -> None:
+        super().__init__(f"{why} needs the package {package}, which is not installed. Run: {install}")
+
+
+class ModelNotFound(UsageError):
+    """A local model was found nowhere."""
+
+
+class StoppedEarly(DistillError):
+    """The command cannot go on; what was finished is kept."""
+
+
+class TeacherError(DistillError):
+    """One attempt gave no usable answer.
+
+    reason: one lower-case word for counting ("context_length", "timeout").
+    cost_usd: what the attempt cost where the teacher said so; None when unknown.
+    billed: whether the attempt may have cost money although no answer came of it.
+    """
+
+    def __init__(
+        self, reason: str, message: str, *, billed: bool = False, cost_usd: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.billed = billed
+        self.cost_usd = cost_usd
+
+
+class RequestRejected(TeacherError):
+    """This request cannot succeed as it was sent."""
+
+
+class TransientError(TeacherError):
+    """The same request may succeed when it is sent again."""
+
+
+class Throttled(TransientError):
+    """The teacher asks for fewer requests. retry_after_s: how long it wants silence, where it said so."""
+
+    def __init__(self, reason: str, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(reason, message)
+        self.retry_after_s = retry_after_s
+
+
+class TeacherUnavailable(TeacherError):
+    """No request of this run can succeed: a bad key, no money, a server that is not an API.
+
+    usage: whether the user's configuration is the cause (exit 2 when nothing had been done yet).
+    """
+
+    def __init__(self, reason: str, message: str, *, usage: bool = False) -> None:
+        super().__init__(reason, message)
+        self.usage = usage

@@ -1,0 +1,304 @@
+"""The engine below everything that asks a teacher many things: concurrency, retries, budget, circuit breaker, stopping.
+
+It knows nothing of prompts or files. Work comes from an iterator, `attempt` asks once, `succeeded` and `failed` are told
+the outcome, exactly once for each piece of work that was settled.
+
+Rate limits: concurrency falls by 0.7 once per window (the requests in flight when the limit was hit are one window) and
+grows by one per window of successes (additive increase, multiplicative decrease: Chiu and Jain, 1989). A Retry-After
+silences the whole run. Retries wait a random time up to 0.5 s x 2^n ("full jitter", capped at 30 s).
+"""
+
+import asyncio
+import heapq
+import itertools
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from ..data.progress import Progress
+from ..data.stop import Stop
+from ..errors import DistillError, StoppedEarly, TeacherError, TeacherUnavailable, Throttled, TransientError
+
+W = TypeVar("W")
+A = TypeVar("A")
+
+BACKOFF_BASE_S, BACKOFF_CAP_S = 0.5, 30.0
+DECREASE = 0.7
+FRUITLESS_S = 300.0
+"""A run that only meets rate limits for so long is stopped."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """concurrency: most attempts in flight.   retries: further attempts after a transient error.
+    max_cost_usd: most that may be spent.   fruitless_s: see FRUITLESS_S.
+    """
+
+    concurrency: int
+    retries: int = 5
+    max_cost_usd: float | None = None
+    fruitless_s: float = FRUITLESS_S
+
+    @property
+    def breaker(self) -> int:
+        """Rows that fail in a row, with no success between, before the run is stopped."""
+        return max(25, 3 * self.concurrency)
+
+
+@dataclass
+class Job(Generic[W]):
+    """One piece of work on its way. `not_before_s` is on the loop's clock."""
+
+    work: W
+    worst_usd: float
+    attempts: int = 0
+    not_before_s: float = 0.0
+    started_s: float = 0.0
+
+
+@dataclass
+class Spending:
+    """USD. known: stated or computed costs.  maybe: upper bound of attempts that ended without an answer and may be
+    billed.  reserved: upper bound of what is in flight."""
+
+    known: float = 0.0
+    maybe: float = 0.0
+    reserved: float = 0.0
+
+    @property
+    def bound(self) -> float:
+        return self.known + self.maybe + self.reserved
+
+
+class Engine(Generic[W, A]):
+    """Runs work through `attempt` until it is done, the budget is reached, or the user stops it.
+
+    attempt: asks once; raises TeacherError.          cost_usd: the cost of an answer (0 when unknown).
+    worst_usd: the most that one attempt can cost.    succeeded, failed: told each outcome; they may raise StoppedEarly.
+    drain: called once when no queued request should begin any more.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        attempt: Callable[[W], Awaitable[A]],
+        cost_usd: Callable[[A], float],
+        worst_usd: Callable[[W], float],
+        succeeded: Callable[[W, A], None],
+        failed: Callable[[W, TeacherError, int], None],
+        drain: Callable[[], None],
+        progress: Progress,
+        stop: Stop,
+    ) -> None:
+        self.limits = limits
+        self.spending = Spending()
+        self.allowed = float(limits.concurrency)
+        self.stopped: DistillError | None = None
+        self.succeeded_count = 0
+        self._attempt, self._cost_usd, self._worst_usd = attempt, cost_usd, worst_usd
+        self._succeeded, self._failed, self._drain = succeeded, failed, drain
+        self._progress, self._stop = progress, stop
+        self._tasks: dict[asyncio.Task[A], Job[W]] = {}
+        self._waiting: list[tuple[float, int, Job[W]]] = []
+        self._tie = itertools.count()
+        self._quiet_until_s = 0.0
+        self._cut_s = 0.0
+        self._failed_in_a_row = 0
+        self._fruitful_s = 0.0
+        self._drained = False
+
+    async def run(self, works: Iterator[W]) -> None:
+        """Settle all of `works`. Afterwards `stopped` says why the run ended early, or is None.
+
+        Work that was neither done nor failed is simply not settled: the caller will find it missing next time.
+        """
+        loop = asyncio.get_running_loop()
+        self._wake = asyncio.Event()
+        self._stop.subscribe(lambda: loop.call_soon_threadsafe(self._wake.set))
+        self._fruitful_s = loop.time()
+        source = iter(works)
+        more = True
+        try:
+            while True:
+                if more and self._open:
+                    more = self._launch(loop, source)
+                else:
+                    self._launch(loop, iter(()))
+                self._show()
+                if not self._open and not self._drained:
+                    self._drained = True
+                    self._drain()
+                if self._stop.now or (not self._tasks and (not self._open or (not more and not self._waiting))):
+                    return
+                await self._something(loop, more)
+        finally:
+            await self._abandon()
+
+    @property
+    def _open(self) -> bool:
+        """Whether new attempts may begin."""
+        return self.stopped is None and not self._stop.requested
+
+    def _launch(self, loop: asyncio.AbstractEventLoop, source: Iterator[W]) -> bool:
+        """Begin what may begin now: due retries first, then new work. False when `source` has ended."""
+        now = loop.time()
+        if now < self._quiet_until_s:
+            return True
+        while self._open and len(self._tasks) < int(self.allowed):
+            if self._waiting and self._waiting[0][0] <= now:
+                job = heapq.heappop(self._waiting)[2]
+            elif len(self._waiting) > 4 * self.limits.concurrency:
+                return True  # a teacher that fails everything must not pull the whole input into memory
+            else:
+                work = next(source, None)
+                if work is None:
+                    return False
+                job = Job(work, self._worst_usd(work))
+            if not self._affordable(job):
+                if self._tasks:  # what is in flight will cost less than its worst case: ask again when it has ended
+                    heapq.heappush(self._waiting, (now, next(self._tie), job))
+                    return True
+                self._end(StoppedEarly(self._budget_message(job)))
+                return True
+            self.spending.reserved += job.worst_usd
+            job.attempts += 1
+            job.started_s = now
+            task = loop.create_task(self._ask(job.work))
+            self._tasks[task] = job
+            task.add_done_callback(self._ended)
+        return True
+
+    async def _ask(self, work: W) -> A:
+        return await self._attempt(work)
+
+    def _affordable(self, job: Job[W]) -> bool:
+        most = self.limits.max_cost_usd
+        return most is None or self.spending.bound + job.worst_usd <= most
+
+    def _budget_message(self, job: Job[W]) -> str:
+        return (
+            f"--max-cost {self.limits.max_cost_usd:g} USD is reached: {self.spending.known:.4f} spent, "
+            f"{self.spending.maybe:.4f} possibly billed, and the next request may cost up to {job.worst_usd:.4f}. "
+            "The same command with a fresh --max-cost goes on."
+        )
+
+    async def _something(self, loop: asyncio.AbstractEventLoop, more: bool) -> None:
+        """Wait until an attempt ends, a retry is due, the silence is over, or the user wants to stop."""
+        self._wake.clear()
+        due = None
+        if self._open and len(self._tasks) < int(self.allowed):
+            if self._waiting:
+                due = self._waiting[0][0]
+            if loop.time() < self._quiet_until_s:
+                due = self._quiet_until_s
+        try:
+            timeout_s = 0.5 if due is None else min(0.5, max(0.02, due - loop.time()))
+            async with asyncio.timeout(timeout_s):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+    def _ended(self, task: "asyncio.Task[A]") -> None:
+        """An attempt ended (a task's callback: it must not raise)."""
+        job = self._tasks.pop(task)
+        self.spending.reserved -= job.worst_usd
+        if not self._tasks:
+            self.spending.reserved = 0.0  # no rounding error may grow over a million rows
+        self._wake.set()
+        if task.cancelled():
+            return
+        error = task.exception()
+        try:
+            if error is None:
+                self._success(job, task.result())
+            elif isinstance(error, TeacherError):
+                self._trouble(job, error)
+            else:
+                raise error
+        except DistillError as stop:
+            self._end(stop)
+        except BaseException as bug:  # noqa: BLE001  raised to the caller by `run`
+            self._end(StoppedEarly(f"an internal error ({type(bug).__name__}: {bug}); please report it"))
+            asyncio.get_running_loop().call_exception_handler({"message": "in the engine", "exception": bug})
+
+    def _success(self, job: Job[W], answer: A) -> None:
+        self.spending.known += self._cost_usd(answer)
+        self._succeeded(job.work, answer)
+        self.succeeded_count += 1
+        self._failed_in_a_row = 0
+        self._fruitful_s = asyncio.get_running_loop().time()
+        if self.allowed < self.limits.concurrency:
+            self.allowed = min(float(self.limits.concurrency), self.allowed + 1 / self.allowed)
+        self._progress.counts.done += 1
+
+    def _trouble(self, job: Job[W], error: TeacherError) -> None:
+        if error.cost_usd is not None:
+            self.spending.known += error.cost_usd
+        elif error.billed:
+            self.spending.maybe += job.worst_usd
+        if isinstance(error, TeacherUnavailable):
+            self._end(error)
+        elif isinstance(error, Throttled):
+            self._slow_down(job, error)
+        elif isinstance(error, TransientError) and job.attempts <= self.limits.retries:
+            self._later(job, random.uniform(0, min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2**job.attempts)))
+        else:
+            self._failed(job.work, error, job.attempts)
+            self._progress.counts.failed += 1
+            self._failed_in_a_row += 1
+            if self._failed_in_a_row >= self.limits.breaker:
+                self._end(
+                    StoppedEarly(
+                        f"{self._failed_in_a_row} rows failed one after another. The last one: {error} "
+                        "Mend that, then run the same command: it asks only for what is missing."
+                    )
+                )
+
+    def _slow_down(self, job: Job[W], error: Throttled) -> None:
+        now = asyncio.get_running_loop().time()
+        if job.started_s >= self._cut_s:
+            self.allowed = max(1.0, self.allowed * DECREASE)
+            self._cut_s = now
+        if error.retry_after_s is not None:
+            self._quiet_until_s = max(self._quiet_until_s, now + error.retry_after_s)
+            wait_s = error.retry_after_s
+        else:
+            wait_s = random.uniform(0, min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2 ** min(job.attempts, 10)))
+        job.attempts -= 1  # a rate limit says nothing about the row
+        self._later(job, wait_s)
+        if now - self._fruitful_s > max(self.limits.fruitless_s, 3 * (error.retry_after_s or 0)):
+            minutes = (now - self._fruitful_s) / 60
+            self._end(StoppedEarly(f"nothing but rate limits for {minutes:.0f} minutes. The last one: {error}"))
+
+    def _later(self, job: Job[W], wait_s: float) -> None:
+        job.not_before_s = asyncio.get_running_loop().time() + wait_s
+        heapq.heappush(self._waiting, (job.not_before_s, next(self._tie), job))
+
+    def _end(self, reason: DistillError) -> None:
+        """Begin nothing more; what is in flight may end."""
+        if self.stopped is None:
+            self.stopped = reason
+
+    def _show(self) -> None:
+        counts = self._progress.counts
+        counts.retrying = len(self._waiting)
+        counts.in_flight = len(self._tasks)
+        if self.spending.known:
+            counts.spend_usd = self.spending.known
+        if self.allowed < self.limits.concurrency:
+            counts.metrics["in flight at most"] = int(self.allowed)
+        else:
+            counts.metrics.clear()
+        self._progress.tick()
+
+    async def _abandon(self) -> None:
+        """Cancel what is still in flight (a second Ctrl-C) and count it as possibly billed."""
+        for task, job in list(self._tasks.items()):
+            self.spending.maybe += job.worst_usd
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(list(self._tasks), timeout=1)
+
+
