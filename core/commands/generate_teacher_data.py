@@ -103,8 +103,8 @@ class GenerateTeacherData(Command):
     """gguf: the quantisation to take from a Hub repository."""
     n_gpu_layers: Annotated[int, Option(LOCAL)] = Field(-1, ge=-1)
     """gguf: layers to put on the GPU, -1 for all."""
-    n_ctx: Annotated[int, Option(LOCAL)] = Field(0, ge=0)
-    """gguf: context length in tokens, 0 for the model's own."""
+    n_ctx: Annotated[int, Option(LOCAL)] = Field(4096, ge=0)
+    """gguf: context length in tokens, prompt and answer together; 0 for all that the model has."""
     threads: Annotated[int | None, Option(LOCAL)] = Field(None, ge=1)
     """gguf and hf: CPU threads (default: all cores)."""
     batch_size: Annotated[int, Option(LOCAL)] = Field(8, ge=1)

@@ -222,8 +222,7 @@ class Generation:
         self._tell_bad_rows(scan)
         tokens_in, tokens_out = scan.prompt_bytes // 4, scan.missing * self.options.max_tokens
         credit = await self.teacher.credit_left_usd() if isinstance(self.teacher, ApiTeacher) else None
-        local = not isinstance(self.teacher, ApiTeacher)
-        unknown = "computed on this machine" if local else f"{self.teacher.endpoint} lists none; see --price"
+        unknown = "computed on this machine" if self.teacher.local else f"{self.teacher.endpoint} lists none; see --price"
         return Plan(
             prompts=scan.prompts,
             bad_rows=scan.bad_rows,
@@ -234,7 +233,7 @@ class Generation:
             completion_tokens_at_most=tokens_out,
             price_usd_per_million=(price.prompt * 1e6, price.completion * 1e6) if price else None,
             price_source=price.source if price else unknown,
-            worst_case_usd=price.cost(tokens_in, tokens_out) if price else (0.0 if local else None),
+            worst_case_usd=price.cost(tokens_in, tokens_out) if price else (0.0 if self.teacher.local else None),
             credit_left_usd=credit,
             model=self.teacher.model,
             backend=self.teacher.backend,
@@ -290,6 +289,8 @@ class Generation:
                 key = work_key(["bad row", row.place, row.problem])
                 self._failure(failures, tally, key, row.place, 0, "bad_row", row.problem, 0, None)
 
+        if scan.missing:
+            await self.teacher.prepare(progress.note)
         loop = asyncio.get_running_loop()
         last_sync_s = loop.time()
 
@@ -303,7 +304,7 @@ class Generation:
             return self._cost(completion, price) or 0.0
 
         def worst_usd(work: Work) -> float:
-            if price is None or not isinstance(self.teacher, ApiTeacher):
+            if price is None or self.teacher.local:
                 return 0.0
             # A token has at least one byte, so bytes bound the prompt's tokens; templates add a few per message.
             return price.cost(message_bytes(work.prompt) + 16 * len(work.prompt.messages), self.options.max_tokens)
@@ -357,7 +358,7 @@ class Generation:
 
     def _cost(self, completion: Completion, price: Price | None) -> float | None:
         """USD of an answer: what the teacher says, else the price times its tokens; 0 for a local teacher."""
-        if not isinstance(self.teacher, ApiTeacher):
+        if self.teacher.local:
             return 0.0
         if completion.cost_usd is None and price is not None:
             return price.cost(completion.usage.prompt_tokens, completion.usage.completion_tokens)

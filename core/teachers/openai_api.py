@@ -7,10 +7,11 @@ themselves (encode/httpcore #1035), and aiohttp halves what is left.
 import email.utils
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import orjson
@@ -55,6 +56,7 @@ class ApiTeacher:
     """A `Completer` over HTTP. The key goes to the configured host only: redirects are refused, never followed."""
 
     concurrency = None
+    local = False
 
     def __init__(
         self,
@@ -101,10 +103,13 @@ class ApiTeacher:
                 connector=aiohttp.TCPConnector(limit=self._connections + 2, keepalive_timeout=60),
                 timeout=self._timeout,
                 headers=headers,
-                trust_env=True,
+                proxy=environment_proxy(self.endpoint),
                 auto_decompress=True,
             )
         return self._session_
+
+    async def prepare(self, note: Callable[[str], None]) -> None:
+        """Nothing to load."""
 
     def body(self, messages: list[Message], sampling: Sampling) -> dict[str, Any]:
         """The request, always in the same order of keys (providers' response caches compare bytes)."""
@@ -199,6 +204,16 @@ class ApiTeacher:
     async def aclose(self) -> None:
         if self._session_ is not None:
             await self._session_.close()
+
+
+def environment_proxy(url: str) -> str | None:
+    """The proxy that the environment (HTTPS_PROXY, NO_PROXY, ...) names for a URL.
+
+    Found once and here, since aiohttp's trust_env looks it up for every request, in two threads, which costs as much
+    as the request; and it would send a password of ~/.netrc to a server that has no key.
+    """
+    host = urlsplit(url)
+    return None if proxy_bypass(host.hostname or "") else getproxies().get(host.scheme)
 
 
 def merged(body: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a teacher can be asked: `Completer` writes an answer. (A `Scorer`, which scores given tokens, is another thing:
 a chat API can complete and usually cannot score.)"""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -55,6 +56,7 @@ class Completer(Protocol):
 
     identity: all that makes its answers different from another teacher's (backend, model, endpoint, number format, ...):
         part of the key of every piece of work.
+    local: it runs in this process and costs nothing.
     concurrency: most requests that make sense in flight; None when the caller decides.
     """
 
@@ -62,6 +64,12 @@ class Completer(Protocol):
     model: str
     identity: dict[str, Any]
     concurrency: int | None
+
+    local: bool
+
+    async def prepare(self, note: Callable[[str], None]) -> None:
+        """Make ready: load the model, where there is one to load; `note` tells the user. Raises UsageError."""
+        ...
 
     async def complete(self, messages: list[Message], sampling: Sampling) -> Completion:
         """One answer. Raises TeacherError (see core.errors) when there is none."""

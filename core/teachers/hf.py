@@ -1,0 +1,200 @@
+"""A Hugging Face model in this process: requests are collected and answered in batches of similar length."""
+
+import asyncio
+import importlib.util
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..errors import MissingDependency, RequestRejected, TeacherError, UsageError
+from .gguf import non_empty
+from .locate import locate
+from .protocol import Completion, Message, Sampling, Usage, split_thinking
+
+
+@dataclass
+class _Request:
+    tokens: list[int]
+    sampling: Sampling
+    answer: "asyncio.Future[Completion]"
+
+    @property
+    def kind(self) -> Sampling:
+        """What the requests of one batch must share."""
+        return replace(self.sampling, seed=None)
+
+
+class HfTeacher:
+    """A `Completer` over transformers. It wants four batches of requests in flight, to choose neighbours by length."""
+
+    backend = "hf"
+    local = True
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        batch_size: int,
+        dtype: str,
+        device_map: str,
+        attention: str,
+        load_in_4bit: bool,
+        threads: int | None,
+    ) -> None:
+        """Raises MissingDependency or ModelNotFound; the weights are loaded by `prepare`."""
+        needs = {"torch": True, "transformers": True, "accelerate": True}
+        needs |= {"bitsandbytes": load_in_4bit, "flash_attn": attention == "flash_attention_2"}
+        for package, needed in needs.items():
+            if needed and importlib.util.find_spec(package) is None:
+                install = "-e '.[train]'" if package in ("torch", "transformers", "accelerate") else package
+                raise MissingDependency(package, "--backend hf with these options", f"pip install {install}")
+        self.model = model
+        self._located = locate(model, gguf=False)
+        if self._located.is_gguf and importlib.util.find_spec("gguf") is None:
+            raise MissingDependency("gguf", f"converting {self._located.path.name}", "pip install -e '.[train]'")
+        self.concurrency = 4 * batch_size
+        self.identity: dict[str, Any] = {
+            "backend": "hf",
+            "model": model,
+            "dtype": dtype,
+            "load_in_4bit": load_in_4bit,
+        }
+        self._batch_size, self._threads = batch_size, threads
+        self._loading = {
+            "dtype": dtype,
+            "device_map": device_map,
+            "attention": attention,
+            "load_in_4bit": load_in_4bit,
+        }
+        self._pool = ThreadPoolExecutor(1, "hf")
+        self._queue: list[_Request] = []
+        self._worker: asyncio.Task[None] | None = None
+        self._aborted = False
+
+    async def prepare(self, note: Callable[[str], None]) -> None:
+        """Load the model, after converting a GGUF file. Raises UsageError when it cannot be loaded."""
+        note(f"loading {self.model} with transformers")
+        await asyncio.get_running_loop().run_in_executor(self._pool, self._load, note)
+
+    def _load(self, note: Callable[[str], None]) -> None:
+        import torch
+        import transformers
+
+        from . import hf_model
+
+        transformers.utils.logging.disable_progress_bar()
+        if self._threads:
+            torch.set_num_threads(self._threads)
+        folder = hf_model.hf_folder(self._located, note)
+        self._tokenizer = hf_model.load_tokenizer(folder)
+        self._model = hf_model.load_model(folder, **self._loading)
+        self._room: int | None = getattr(self._model.config, "max_position_embeddings", None)
+        self._generate = hf_model.generate_batch
+
+    def prompt_tokens(self, messages: list[Message]) -> list[int]:
+        """The prompt in the model's own chat template, up to where its answer begins.
+
+        Raises RequestRejected when the template refuses the conversation.
+        """
+        from jinja2 import TemplateError
+
+        try:
+            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except (TemplateError, TypeError, ValueError) as error:
+            raise RequestRejected("invalid_request", f"the chat template refuses this: {error}") from None
+        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    async def complete(self, messages: list[Message], sampling: Sampling) -> Completion:
+        """One answer. Raises RequestRejected for a prompt that leaves no room for one."""
+        tokens = self.prompt_tokens(messages)
+        if self._room and len(tokens) >= self._room:
+            raise RequestRejected("context_length", f"the prompt has {len(tokens)} tokens, the model takes {self._room}")
+        request = _Request(tokens, sampling, asyncio.get_running_loop().create_future())
+        self._queue.append(request)
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
+        try:
+            return await request.answer
+        finally:
+            if request in self._queue:
+                self._queue.remove(request)
+
+    async def _work(self) -> None:
+        """Answer batch after batch until nothing is queued."""
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(0)  # let the requests that begin together arrive
+        while batch := self._next_batch():
+            try:
+                answers = await loop.run_in_executor(self._pool, self._answer, batch)
+            except Exception as error:  # to those who wait for it, whatever it was
+                self._fail(batch, error)
+            else:
+                for request, answer in zip(batch, answers, strict=True):
+                    if not request.answer.done():
+                        if isinstance(answer, TeacherError):
+                            request.answer.set_exception(answer)
+                        else:
+                            request.answer.set_result(answer)
+
+    def _next_batch(self) -> list[_Request]:
+        """The oldest request and those nearest to it in length that share its sampling."""
+        self._queue = [request for request in self._queue if not request.answer.done()]
+        if not self._queue:
+            return []
+        oldest = self._queue[0]
+        alike = [request for request in self._queue if request.kind == oldest.kind]
+        alike.sort(key=lambda request: abs(len(request.tokens) - len(oldest.tokens)))
+        batch = alike[: self._batch_size]
+        self._queue = [request for request in self._queue if request not in batch]
+        return batch
+
+    def _fail(self, batch: list[_Request], error: Exception) -> None:
+        if type(error).__name__ == "OutOfMemoryError" and self._batch_size > 1:
+            import torch
+
+            torch.cuda.empty_cache()
+            self._batch_size = max(1, len(batch) // 2)
+            self._queue[:0] = batch
+            return
+        if not isinstance(error, TeacherError):
+            error = UsageError(f"{self.model} failed: {type(error).__name__}: {error}")
+        for request in batch:
+            if not request.answer.done():
+                request.answer.set_exception(error)
+
+    def _answer(self, batch: list[_Request]) -> list[Completion | TeacherError]:
+        """In the model's thread: one outcome per request."""
+        seeds = [request.sampling.seed for request in batch]
+        prompts = [request.tokens for request in batch]
+        sampling = batch[0].sampling
+        if self._room:
+            longest = max(len(prompt) for prompt in prompts)
+            sampling = replace(sampling, max_tokens=min(sampling.max_tokens, self._room - longest))
+        answers = self._generate(self._model, self._tokenizer, prompts, sampling, seeds, lambda: self._aborted)
+        outcomes: list[Completion | TeacherError] = []
+        for request, answer in zip(batch, answers, strict=True):
+            completion = split_thinking(
+                Completion(
+                    text=self._tokenizer.decode(answer.tokens, skip_special_tokens=True).strip(),
+                    finish_reason="stop" if answer.ended else "length",
+                    usage=Usage(len(request.tokens), len(answer.tokens)),
+                )
+            )
+            try:
+                outcomes.append(non_empty(completion, sampling.max_tokens))
+            except TeacherError as error:
+                outcomes.append(error)
+        return outcomes
+
+    def drain(self) -> None:
+        """Cancel what has not begun; the batch that runs is finished."""
+        for request in self._queue:
+            request.answer.cancel()
+        self._queue.clear()
+
+    async def aclose(self) -> None:
+        self._aborted = True
+        if self._worker is not None:
+            self._worker.cancel()
+        self._pool.shutdown(wait=False, cancel_futures=True)

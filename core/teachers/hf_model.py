@@ -1,0 +1,185 @@
+"""Hugging Face models on this machine: loading (from a folder or a GGUF file) and batched answers."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LogitsProcessor, StoppingCriteria
+from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
+
+from ..errors import UsageError
+from .locate import LocalModel
+from .protocol import Sampling
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The tokens of one answer, without padding. ended: the model closed its turn itself."""
+
+    tokens: list[int]
+    ended: bool
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: $XDG_CACHE_HOME/distill, by default ~/.cache/distill."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distill"
+
+
+def hf_folder(model: LocalModel, note: Callable[[str], None] = lambda text: None) -> Path:
+    """The model as a folder that transformers loads. A GGUF file is converted once (its weights become float32) and
+    cached under its SHA-256 and transformers' version, which does the conversion.
+    """
+    if not model.is_gguf:
+        return model.path
+    folder = cache_folder() / "models" / f"{sha256(model.path)[:16]}-transformers-{transformers.__version__}"
+    if folder.is_dir():
+        return folder
+    note(f"converting {model.path.name} for transformers, once (about half a minute for 135M parameters)")
+    from transformers.utils.quantization_config import GgufConfig
+
+    source: dict[str, Any] = {"gguf_file": model.path.name}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".converting-"))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model.path.parent, **source)
+        # Without dequantize=True the folder could not be saved: the config would keep a GGUF quantisation.
+        network = AutoModelForCausalLM.from_pretrained(
+            model.path.parent, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **source
+        )
+        network.save_pretrained(new)
+        tokenizer.save_pretrained(new)
+        new.replace(folder)
+    except OSError:
+        if not folder.is_dir():  # else another process was faster
+            raise
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    return folder
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer, padding on the left. Raises UsageError when the model cannot chat."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if not tokenizer.chat_template:
+        raise UsageError(f"{folder} has no chat template: a base model cannot answer prompts.")
+    return tokenizer
+
+
+def load_model(folder: Path, *, dtype: str, device_map: str, attention: str, load_in_4bit: bool) -> Any:
+    """The network, ready to generate. dtype "auto" is float32 without an accelerator, else the folder's own.
+
+    Raises UsageError with the loader's own words.
+    """
+    accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
+    options: dict[str, Any] = {"attn_implementation": attention, "trust_remote_code": False}
+    if dtype == "auto":
+        options["dtype"] = "auto" if accelerated else torch.float32
+    else:
+        options["dtype"] = getattr(torch, dtype)
+    if load_in_4bit:
+        options["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+        )
+    if accelerated or device_map not in ("auto", "cpu"):
+        options["device_map"] = device_map
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, **options).eval()
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise UsageError(f"{folder} cannot be loaded: {error}") from None
+    # The folder's own defaults (top_k, repetition_penalty, ...) must not change the distribution that is asked for.
+    model.generation_config = GenerationConfig(
+        eos_token_id=model.generation_config.eos_token_id, bos_token_id=model.generation_config.bos_token_id
+    )
+    return model
+
+
+class Abort(StoppingCriteria):
+    """Ends a generation when `asked()` holds."""
+
+    def __init__(self, asked: Callable[[], bool]) -> None:
+        self._asked = asked
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        """input_ids: (B, T). Returns (B,) booleans."""
+        return torch.full((input_ids.shape[0],), self._asked(), device=input_ids.device)
+
+
+class GumbelNoise(LogitsProcessor):
+    """Adds Gumbel(0, 1) noise, so that the argmax is a draw from the softmax (Gumbel, 1954; Maddison et al., 2014,
+    arXiv:1411.0030). Every row has a generator of its own: its draw depends on its seed, not on its neighbours.
+    """
+
+    def __init__(self, seeds: Sequence[int | None]) -> None:
+        self._generators = [torch.Generator() for _ in seeds]
+        for generator, seed in zip(self._generators, seeds, strict=True):
+            if seed is None:
+                generator.seed()
+            else:
+                generator.manual_seed(seed)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """scores: (B, V) logits, -inf where nothing may be drawn. Returns (B, V)."""
+        noise = torch.empty(scores.shape, dtype=torch.float32)
+        for row, generator in zip(noise, self._generators, strict=True):
+            row.exponential_(generator=generator)
+        return scores.float() - noise.log_().to(scores.device)
+
+
+def generate_batch(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    sampling: Sampling,
+    seeds: Sequence[int | None],
+    aborted: Callable[[], bool] = lambda: False,
+) -> list[Generated]:
+    """One answer per prompt (token ids), up to sampling.max_tokens tokens each.
+
+    Temperature, then top-p, then a seeded draw per row; temperature 0 is greedy.
+    """
+    batch = tokenizer.pad({"input_ids": list(prompts)}, return_tensors="pt").to(model.device)
+    processors: list[LogitsProcessor] = []
+    if sampling.temperature > 0:
+        processors.append(TemperatureLogitsWarper(sampling.temperature))
+        if sampling.top_p < 1:
+            processors.append(TopPLogitsWarper(sampling.top_p))
+        processors.append(GumbelNoise(seeds))
+    ends = model.generation_config.eos_token_id
+    ends = [ends] if isinstance(ends, int) else list(ends or [])
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ends:
+        ends.append(tokenizer.eos_token_id)
+    with torch.inference_mode():
+        out = model.generate(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            generation_config=GenerationConfig(
+                max_new_tokens=sampling.max_tokens,
+                do_sample=False,
+                num_beams=1,
+                eos_token_id=ends,
+                pad_token_id=tokenizer.pad_token_id,
+            ),
+            logits_processor=transformers.LogitsProcessorList(processors),
+            stopping_criteria=transformers.StoppingCriteriaList([Abort(aborted)]),
+        )
+    answers: list[Generated] = []
+    for row in out[:, batch["input_ids"].shape[1] :].tolist():
+        end = next((place for place, token in enumerate(row) if token in ends), None)
+        answers.append(Generated(row if end is None else row[: end + 1], end is not None))
+    return answers

@@ -1,0 +1,12 @@
+#!/usr/bin/env python3
+"""The main job, offline, with a small real teacher. See --help."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from core.cli import main  # noqa: E402
+
+if __name__ == "__main__":
+    main("demo")
