@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
-from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import orjson
@@ -205,16 +204,6 @@ class ApiTeacher:
     async def aclose(self) -> None:
         if self._session_ is not None:
             await self._session_.close()
-
-
-def environment_proxy(url: str) -> str | None:
-    """The proxy that the environment (HTTPS_PROXY, NO_PROXY, ...) names for a URL.
-
-    Found once and here, since aiohttp's trust_env looks it up for every request, in two threads, which costs as much
-    as the request; and it would send a password of ~/.netrc to a server that has no key.
-    """
-    host = urlsplit(url)
-    return None if proxy_bypass(host.hostname or "") else getproxies().get(host.scheme)
 
 
 def environment_proxy(url: str) -> str | None:
