@@ -29,19 +29,24 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 def sound_length(path: Path, inspect: Callable[[int, Row], None]) -> int:
     """The length in bytes of a file up to a torn last line, after every row before it was shown to `inspect`.
 
-    Raises InputError for a line that is not JSON, and whatever `inspect` raises.
+    A last line that lacks nothing but its newline is a row. One that is torn must begin like a row when
+    none stands before it: otherwise the file is somebody else's. Raises InputError for a line that is not a JSON
+    object, and whatever `inspect` raises.
     """
-    sound = 0
+    sound = rows = 0
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                break
             if line.strip():
                 try:
                     row = orjson.loads(line)
                 except orjson.JSONDecodeError as error:
+                    if not line.endswith(b"\n") and (rows or line.startswith(b'{"'[: len(line)])):
+                        return sound
                     raise InputError(path, number, f"not JSON ({error}). {FOREIGN}") from None
+                if not isinstance(row, dict):
+                    raise InputError(path, number, f"not a JSON object. {FOREIGN}")
                 inspect(number, row)
+                rows += 1
             sound += len(line)
     return sound
 
@@ -64,26 +69,21 @@ class Journal:
         except OSError as error:
             raise UsageError(cannot_write(path, error)) from None
         try:
-            self._lock()
+            lock(self._handle, path)
             self._end = sound_length(path, inspect)
             os.ftruncate(self._handle, self._end)
+            self._end_last_line()
         except BaseException:
             os.close(self._handle)
             raise
 
-    def _lock(self) -> None:
-        try:
-            import fcntl
-        except ImportError:  # Windows: no lock, everything else works
-            return
-        try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                f"another run is writing {self.path}. Wait for it, or use another --output (and --shard i/n)."
-            ) from None
-        except OSError:  # a file system without locks
-            return
+    def _end_last_line(self) -> None:
+        """Add the newline that a crash kept from the last row."""
+        if self._end and os.pread(self._handle, 1, self._end - 1) != b"\n":
+            try:
+                self._end += os.write(self._handle, b"\n")
+            except OSError as error:
+                raise UsageError(cannot_write(self.path, error)) from None
 
     def append(self, row: Row) -> None:
         """Write one row with one system call. Raises StoppedEarly when the disk is full; the file stays whole."""
@@ -117,6 +117,7 @@ class Journal:
                             file.write(line)
                     offset += len(line)
             os.fsync(handle)
+            lock(handle, self.path)  # before it takes the old one's place, so that no other writer comes between
             if after_reading:
                 after_reading()
             os.replace(new, self.path)
@@ -124,7 +125,6 @@ class Journal:
             raise StoppedEarly(cannot_write(self.path, error)) from None
         os.close(self._handle)
         self._handle, self._end = handle, os.fstat(handle).st_size
-        self._lock()
 
     def sync(self) -> None:
         """Bring what was appended to the disk."""
@@ -136,6 +136,24 @@ class Journal:
         if self._end == 0:
             self.path.unlink(missing_ok=True)
         os.close(self._handle)
+
+
+def lock(handle: int, path: Path) -> None:
+    """Hold an open file alone until it is closed. Raises UsageError when another process holds it, or has just put
+    another file in its place."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: no lock, everything else works
+        return
+    busy = f"another run is writing {path}. Wait for it, or use another --output (and --shard i/n)."
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UsageError(busy) from None
+    except OSError:  # a file system without locks
+        return
+    if os.fstat(handle).st_nlink == 0:  # removed or replaced between our opening and our locking it
+        raise UsageError(busy)
 
 
 FOREIGN = "This file holds something else; choose another --output, or --overwrite to move it aside."
