@@ -1,0 +1,332 @@
+"""The documentation is true: commands parse, links lead somewhere, tables are in step, skills and wheel install."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+
+from core.cli import parse
+from core.commands import COMMANDS, load
+from core.commands.resolve import resolve
+from tests.docs.generate import ROOT, main
+
+SKILLS = sorted(path.parent for path in ROOT.glob("skills/*/SKILL.md"))
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("skills/**/*.md")])
+OTHERS = {"cat", "cd", "echo", "git", "grep", "iconv", "pip", "printf", "rnow", "source"}
+"""Commands of others that the docs may name."""
+BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
+BARE = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "OPENAI_API_KEY": "test"}
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [text for _, kind, text in BLOCK.findall(page.read_text(encoding="utf-8")) if kind == language]
+
+
+def commands(block: str) -> Iterator[list[str]]:
+    """The words of every command of a bash block, without comments, redirections and NAME=value before it."""
+    for line in block.replace("\\\n", " ").splitlines():
+        lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>")
+        lexer.whitespace_split = True
+        words: list[str] = []
+        redirected = False
+        for word in [*lexer, ";"]:
+            if set(word) <= set("|&;"):
+                if words:
+                    yield words
+                words, redirected = [], False
+            elif set(word) <= set("<>"):
+                redirected = True
+            elif not redirected and (words or not re.fullmatch(r"[A-Z_]+=.*", word)):
+                words.append(word)
+
+
+def home(page: Path) -> Path:
+    """What paths in a page are relative to: its skill's folder, else its own."""
+    return next((skill for skill in SKILLS if skill in page.parents), page.parent)
+
+
+def script_arguments(words: list[str], folder: Path) -> tuple[str, list[str]] | None:
+    """(command, arguments) of a line that runs one of our scripts, which must exist; None for other lines."""
+    if words[0] not in ("python", "python3", ".venv/bin/python") or not words[1].endswith(".py"):
+        return None
+    script = folder / words[1]
+    assert script.is_file(), f"{words[1]} does not exist"
+    assert script.stem in COMMANDS, f"{words[1]} is no command"
+    return script.stem, words[2:]
+
+
+def check_options(command: str, arguments: list[str]) -> None:
+    """Raises UsageError for a flag or a value that the command would refuse."""
+    model = load(command)
+    given = parse(command, model, arguments)
+    if given is not None:
+        resolve(model, {key: value for key, value in given.items() if key in model.model_fields}, {}, {})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_command_in_the_docs_exists_and_takes_its_flags(page: Path):
+    for block in blocks(page, "bash"):
+        for words in commands(block):
+            ours = script_arguments(words, home(page))
+            if ours:
+                check_options(*ours)
+            elif words[0] == "make":
+                targets = set(re.findall(r"^([\w.-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+                assert set(words[1:]) <= targets
+            else:
+                assert words[:3] == ["python3", "-m", "venv"] or Path(words[0]).name in OTHERS, f"unknown: {words}"
+
+
+def test_a_wrong_flag_in_the_docs_would_be_found():
+    arguments = next(commands("FOO=1 python scripts/generate_teacher_data.py \\\n  --input x.txt --modle y > out.txt"))
+    assert arguments[-2:] == ["--modle", "y"]
+    ours = script_arguments(arguments, ROOT)
+    assert ours
+    with pytest.raises(ValueError, match="--model"):
+        check_options(*ours)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_examples_in_help_parse(command: str):
+    for example in load(command).examples:
+        ours = script_arguments(shlex.split(example), ROOT)
+        assert ours
+        check_options(*ours)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_relative_link_and_every_path_in_the_docs_exists(page: Path):
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    folders = (page.parent, home(page))
+    for target in re.findall(r"\]\(([^)#]+)", text):
+        if "://" not in target:
+            assert any((folder / target).exists() for folder in folders), target
+    for path in re.findall(r"`((?:core|scripts|skills|tests|references|assets)/[\w./-]*)`", text):
+        assert any((folder / path).exists() for folder in (*folders, ROOT)), path
+
+
+def test_architecture_has_a_line_for_every_file_of_the_library():
+    tree = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").split("```")[1]
+    files = [path for path in ROOT.glob("core/**/*.py") if path.name != "__init__.py"]
+    assert [path.name for path in files if not re.search(rf"^ +{path.name} ", tree, re.MULTILINE)] == []
+    names = {path.name for path in ROOT.glob("**/*") if ".venv" not in path.parts}
+    assert [name for name in re.findall(r"^ +(?:\w+/)*(\w+\.py)\b", tree, re.MULTILINE) if name not in names] == []
+
+
+def test_option_tables_are_in_step(capsys: pytest.CaptureFixture[str]):
+    assert main(["--check"]) == 0, capsys.readouterr().out
+
+
+def test_every_default_in_the_short_table_is_the_real_one():
+    model = load("generate_teacher_data")
+    text = (ROOT / "skills/off-policy/SKILL.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `--([\w-]+)` \| `?([^|`]+)`? \|", text, re.MULTILINE)
+    assert len(rows) >= 9
+    for option, default in rows:
+        info = model.model_fields[option.replace("-", "_")]
+        real = "required" if info.is_required() else "none" if info.default is None else str(info.default)
+        assert default.strip() == real, option
+
+
+def test_the_docs_speak_of_no_machine():
+    for page in PAGES:
+        assert not re.search(r"/(root|home|work|opt)/", page.read_text(encoding="utf-8")), page
+
+
+# ---- the skills --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("skill", SKILLS, ids=lambda skill: skill.name)
+def test_a_skill_keeps_the_open_specification(skill: Path):
+    validator = Path(sys.executable).with_name("agentskills")
+    done = subprocess.run([validator, "validate", skill], capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("skill", SKILLS, ids=lambda skill: skill.name)
+def test_the_frontmatter_and_size_of_a_skill(skill: Path):
+    import yaml
+
+    _, front, body = (skill / "SKILL.md").read_text(encoding="utf-8").split("---\n", 2)
+    fields = yaml.safe_load(front)
+    assert set(fields) <= {"name", "description", "license", "compatibility", "metadata", "allowed-tools"}
+    assert fields["name"] == skill.name
+    assert 1 <= len(fields["description"]) <= 1024
+    assert not set("<>") & set(fields["description"])
+    assert len(fields["compatibility"]) <= 500
+    assert all(isinstance(value, str) for value in fields["metadata"].values())
+    assert re.fullmatch(r"[\w()*:.-]+( [\w()*:.-]+)*", fields["allowed-tools"])
+    assert body.count("\n") < 500
+    assert not any(path.is_symlink() for path in skill.rglob("*"))  # some assistants drop links when they copy
+
+
+def test_the_skill_keeps_its_trigger_words():
+    text = (ROOT / "skills/off-policy/SKILL.md").read_text(encoding="utf-8")
+    for word in (
+        "distillation",
+        "teacher model",
+        "generate completions",
+        "OpenRouter",
+        "off-policy",
+        "knowledge transfer",
+    ):
+        assert f'"{word}"' in text.split("---\n")[1]
+
+
+def test_the_shipped_prompts_are_good_prompts():
+    rows = [orjson.loads(line) for line in (ROOT / "skills/off-policy/assets/prompts.jsonl").read_bytes().splitlines()]
+    assert len(rows) == len({row["prompt"] for row in rows}) == len({row["category"] for row in rows}) == 12
+
+
+# ---- the launcher ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mock() -> Iterator[str]:
+    """The base URL of a local server that speaks OpenAI."""
+    server = subprocess.Popen(
+        [sys.executable, ROOT / "tests/support/openai_mock_server.py", "--port", "0", "--latency", "fixed:0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+    )
+    assert server.stdout
+    try:
+        found = re.search(r"127\.0\.0\.1:(\d+)|\b(\d{4,5})\b", line := server.stdout.readline())
+        assert found, line
+        yield f"http://127.0.0.1:{found[1] or found[2]}/v1"
+    finally:
+        server.terminate()
+        server.communicate(timeout=30)
+
+
+def launch(script: Path, *arguments: str, cwd: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, script, *arguments],
+        cwd=cwd,
+        env={**BARE, **environment},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=120,
+    )
+
+
+LAUNCHER = ROOT / "skills/off-policy/scripts/generate_teacher_data.py"
+
+
+def test_the_launcher_works_from_another_folder_and_the_python_snippet_filters_its_output(mock: str, tmp_path: Path):
+    prompts = ROOT / "skills/off-policy/assets/prompts.jsonl"
+    done = launch(LAUNCHER, "--input", str(prompts), "--base-url", mock, "--model", "mock", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert orjson.loads(done.stdout)["rows"] == 12
+    assert (tmp_path / "train.jsonl").read_bytes().count(b"\n") == 12
+
+    (snippet,) = blocks(ROOT / "skills/off-policy/SKILL.md", "python")
+    filtered = subprocess.run(
+        [sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", check=True
+    )
+    rows = [orjson.loads(line) for line in (tmp_path / "train.jsonl").read_bytes().splitlines()]
+    longer = [row for row in rows if len(row["messages"][-1]["content"]) > 100]
+    assert filtered.stdout == f"{len(longer)} of 12 answers have more than 100 characters\n"
+    assert [orjson.loads(line) for line in (tmp_path / "train_filtered.jsonl").read_bytes().splitlines()] == longer
+
+
+def test_the_launcher_works_through_a_symlinked_skill_folder(tmp_path: Path):
+    (tmp_path / "linked").symlink_to(ROOT / "skills" / "off-policy")
+    done = launch(tmp_path / "linked/scripts/generate_teacher_data.py", "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "--max-cost" in done.stdout
+
+
+def bare_copy(folder: Path) -> Path:
+    return Path(shutil.copytree(ROOT / "skills/off-policy", folder / "off-policy")) / "scripts" / LAUNCHER.name
+
+
+@pytest.mark.parametrize("variable", ["DISTILL_HOME", "CLAUDE_PLUGIN_ROOT", "PLUGIN_ROOT", "COPILOT_PLUGIN_ROOT"])
+def test_a_bare_copy_finds_the_bundle_by_a_variable(variable: str, tmp_path: Path):
+    done = launch(bare_copy(tmp_path), "--help", cwd=tmp_path, **{variable: str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    assert "--max-cost" in done.stdout
+
+
+def test_another_plugins_folder_in_the_environment_does_no_harm(tmp_path: Path):
+    (tmp_path / "other/scripts").mkdir(parents=True)
+    (tmp_path / "other/scripts" / LAUNCHER.name).write_text("raise SystemExit(9)", encoding="utf-8")
+    done = launch(LAUNCHER, "--help", cwd=tmp_path, CLAUDE_PLUGIN_ROOT=str(tmp_path / "other"))
+    assert done.returncode == 0
+
+
+def test_a_bare_copy_alone_says_so_in_one_line(tmp_path: Path):
+    done = launch(bare_copy(tmp_path), "--help", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert "DISTILL_HOME" in done.stderr
+
+
+def test_a_python_without_the_dependencies_hands_over_to_the_bundles_own(tmp_path: Path):
+    home = tmp_path / "bundle"
+    (home / ".venv/bin").mkdir(parents=True)
+    (home / "core").mkdir()
+    (home / "core/__init__.py").touch()
+    (home / "scripts").mkdir()
+    (home / "scripts" / LAUNCHER.name).write_text("import sys; print(sys.argv[1:])", encoding="utf-8")
+    own = home / ".venv/bin/python"
+    own.write_text(f'#!/bin/sh\necho handed over\nexec "{sys.executable}" "$@"\n', encoding="utf-8")
+    own.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-S", "-E", LAUNCHER, "--flag", "a b"],  # -S: no site-packages
+        env={**BARE, "DISTILL_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
+    assert done.stdout == "handed over\n['--flag', 'a b']\n", done.stderr
+
+
+# ---- the wheel ---------------------------------------------------------------------------------------------------
+
+HEAVY = ("hf", "hf_model", "gguf")
+
+
+def test_the_wheel_holds_one_package_whose_modules_import_one_another_only(tmp_path: Path):
+    building = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT]
+    built = subprocess.run(building, capture_output=True, text=True, encoding="utf-8", env=dict(os.environ))
+    assert built.returncode == 0, built.stdout + built.stderr
+    (wheel,) = tmp_path.glob("distill_kit-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        files = archive.namelist()
+    installing = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target"]
+    subprocess.run([*installing, tmp_path / "site", wheel], check=True)
+    tops = {name.split("/")[0] for name in files}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"distill_kit"}
+    assert any(name.endswith("licenses/LICENSE") for name in files)
+
+    modules = [
+        name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        for name in files
+        if name.endswith(".py") and Path(name).stem not in HEAVY
+    ]
+    assert len(modules) > 20
+    # -P and another folder: the checkout's core must not help
+    code = f"import importlib, sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n" + "".join(
+        f"importlib.import_module({module!r})\n" for module in modules
+    )
+    code += "print(sorted(name for name in sys.modules if name.split('.')[0] in ('core', 'torch', 'transformers')))"
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[]\n"
