@@ -22,6 +22,7 @@ Message = dict[str, Any]
 Record = dict[str, Any]
 
 ROLES = {"system", "developer", "user", "assistant", "tool"}
+SHAREGPT = {"human": "user", "gpt": "assistant"}
 SUFFIXES = (".txt", ".md", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 CONTAINERS = ("data", "rows", "items", "conversations", "train")
 
@@ -101,7 +102,7 @@ def _check_file(path: Path) -> None:
         raise InputError(path, None, f"cannot be read: {error.strerror}.") from None
     if not head:
         raise InputError(path, None, "is empty.")
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head[:2]:  # with a byte order mark, or without
         raise InputError(path, None, f"is UTF-16. Convert it: iconv -f UTF-16 -t UTF-8 {path} > utf8{path.suffix}")
 
 
@@ -196,7 +197,12 @@ def _csv(path: Path, name: str) -> Iterator[tuple[str, Any]]:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     with open(path, encoding="utf-8-sig", newline="", errors="surrogateescape") as file:
         reader = csv.DictReader(file, delimiter=delimiter, restkey="")
-        line = 1
+        try:
+            header = _decoded(dict.fromkeys(reader.fieldnames or (), ""))
+        except csv.Error as error:
+            raise InputError(path, 1, f"not CSV: {error}.") from None
+        if isinstance(header, _Unusable):
+            raise InputError(path, 1, f"{header} Convert the file, for example: iconv -f LATIN1 -t UTF-8")
         while True:
             line = reader.line_num + 1
             try:
@@ -205,7 +211,7 @@ def _csv(path: Path, name: str) -> Iterator[tuple[str, Any]]:
                 return
             except csv.Error as error:
                 raise InputError(path, reader.line_num, f"not CSV: {error}.") from None
-            if "" in row and row[""]:
+            if row.get(""):
                 yield f"{name}:{line}", _Unusable("more fields than columns. Quote fields that hold a comma.")
             else:
                 yield f"{name}:{line}", _decoded({k: v for k, v in row.items() if k and v is not None})
@@ -213,6 +219,10 @@ def _csv(path: Path, name: str) -> Iterator[tuple[str, Any]]:
 
 def _decoded(row: dict[str, str]) -> Any:
     for key, value in row.items():
+        try:
+            key.encode("utf-8")
+        except UnicodeEncodeError as error:
+            return _Unusable(f"a column's name is not UTF-8 (at character {error.start + 1}).")
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -280,7 +290,13 @@ def to_prompt(index: int, place: str, record: Any, options: PromptOptions) -> Pr
             messages.insert(0, {"role": "system", "content": system or options.system})
         elif system:
             messages[0] = {"role": "system", "content": system}
-    return Prompt(index, place, messages, {**{k: v for k, v in rest.items() if v is not None}, **metadata})
+    metadata = {**{k: v for k, v in rest.items() if v is not None}, **metadata}
+    try:  # what could not be written with its answer must not be paid for
+        orjson.dumps([messages])
+        orjson.dumps([metadata], default=str)
+    except TypeError as error:
+        raise _Unusable(f"cannot be written as JSON again: {error}.") from None
+    return Prompt(index, place, messages, metadata)
 
 
 def _messages(rest: Record, options: PromptOptions) -> list[Message]:
@@ -296,7 +312,7 @@ def _messages(rest: Record, options: PromptOptions) -> list[Message]:
         return _conversation(key, prompt, rest)
     if prompt is None:
         near = next((k for k in PROMPT_KEYS if k in rest), None)
-        hint = f'Rename it, or pass --prompt-key {near}.' if near else "Add one, or pass --prompt-key NAME."
+        hint = f"Rename it, or pass --prompt-key {near}." if near else "Add one, or pass --prompt-key NAME."
         raise _Unusable(f'no "{key}" or "messages" key (found: {_keys(rest)}). {hint}')
     if not isinstance(prompt, str):
         raise _Unusable(f'"{key}" must be a text, found {type(prompt).__name__}.')
@@ -324,14 +340,15 @@ def _conversation(key: str, turns: Any, rest: Record) -> list[Message]:
         if not isinstance(turn, dict):
             raise _Unusable(f"{key}[{number}] must be an object, found {type(turn).__name__}.")
         if "from" in turn and "value" in turn:  # ShareGPT
-            role = {"human": "user", "gpt": "assistant"}.get(turn["from"], turn["from"])
-            turn = {"role": role, "content": turn["value"]}
-        if turn.get("role") not in ROLES:
-            raise _Unusable(f"{key}[{number}] has role {turn.get('role')!r}; known: {', '.join(sorted(ROLES))}.")
+            turn = {"role": SHAREGPT.get(str(turn["from"]), turn["from"]), "content": turn["value"]}
+        role = turn.get("role")
+        if not isinstance(role, str) or role not in ROLES:
+            raise _Unusable(f"{key}[{number}] has role {role!r}; known: {', '.join(sorted(ROLES))}.")
         content = turn.get("content")
         if not isinstance(content, str | list) and not turn.get("tool_calls"):
-            raise _Unusable(f"{key}[{number}] has no text in \"content\".")
-        messages.append(turn)
+            raise _Unusable(f'{key}[{number}] has no text in "content".')
+        # Columns give every turn every key; a provider refuses "tool_calls": null.
+        messages.append({k: v for k, v in turn.items() if v is not None or k == "content"})
     while messages and messages[-1]["role"] == "assistant":
         rest["reference"] = messages.pop().get("content")
     if not any(message["role"] == "user" for message in messages):
