@@ -5,23 +5,39 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from ..errors import MissingKey
+from ..errors import InputError, MissingKey, UsageError
 
 
 @cache
 def dotenv(folder: Path | None = None) -> Mapping[str, str | None]:
     """The keys of `.env` in `folder` (default: the current one); quotes and `export` are understood, nothing is
-    exported into the process."""
+    exported into the process. Raises InputError for a file that cannot be read."""
     from dotenv import dotenv_values
 
     path = (folder or Path.cwd()) / ".env"
-    return dotenv_values(path, interpolate=False) if path.is_file() else {}
+    try:
+        return dotenv_values(path, interpolate=False) if path.is_file() else {}
+    except UnicodeDecodeError:
+        raise InputError(
+            path, None, "is not UTF-8. Save it as UTF-8 (a key has plain letters and digits only)."
+        ) from None
+    except OSError as error:
+        raise InputError(path, None, f"cannot be read: {error.strerror}.") from None
 
 
 def credential(name: str) -> str | None:
-    """A key from the environment, else from `.env`; None when neither has it."""
-    value = os.environ.get(name) or dotenv().get(name)
-    return value.strip() if value and value.strip() else None
+    """A key from the environment, else from `.env`; None when neither has it.
+
+    Raises UsageError for a value that no HTTP header can carry (a cut-off "...", curly quotes, two lines).
+    """
+    value = (os.environ.get(name) or dotenv().get(name) or "").strip()
+    for position, character in enumerate(value, 1):
+        if not "!" <= character <= "~":
+            raise UsageError(
+                f"{name} is not a key: its character {position} of {len(value)} is a blank or no plain letter. "
+                "Copy the key again, without quotes."
+            )
+    return value or None
 
 
 def require_credential(name: str, why: str) -> str:
