@@ -68,9 +68,12 @@ def _run(name: str, argv: Sequence[str]) -> tuple[int, bool]:
         raise UsageError(f"--events: {error}") from None
     stop = Stop()
     context = Run(progress, stop, origins)
-    progress.note(describe(command, origins))
-    with signals(stop, progress.note):
-        result = work(command, context)
+    try:
+        progress.note(describe(command, origins))
+        with signals(stop, progress.note):
+            result = work(command, context)
+    finally:
+        progress.close()
     if door["json_"]:
         print(result.model_dump_json(), flush=True)
     print(result.summary(), file=sys.stderr)

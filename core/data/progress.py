@@ -70,6 +70,12 @@ class Progress:
         self._line(text)
         self._event("note", text=text)
 
+    def close(self) -> None:
+        """Close the events file; nothing is reported after that."""
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+
     @property
     def elapsed_s(self) -> float:
         return time.monotonic() - self._started_s

@@ -1,0 +1,80 @@
+"""Fixtures for all tests: the mock server, and a folder in which the commands run for real."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from core import cli
+from core.data.environment import dotenv
+from tests.support.running import KEY, Mock, Outcome, ended, start
+
+
+@pytest.fixture(scope="session")
+def mock_process() -> Iterator[Mock]:
+    mock = Mock("--latency", "fixed:0.002", "--tokens", "12", "--retry-after", "none")
+    yield mock
+    mock.stop()
+
+
+@pytest.fixture
+def mock(mock_process: Mock) -> Mock:
+    """A teacher that answers at once, with all its options and counters fresh."""
+    mock_process.reset()
+    return mock_process
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder that is the current one; no key and no proxy in the environment."""
+    monkeypatch.chdir(tmp_path)
+    for name in list(os.environ):
+        if name.endswith("_API_KEY") or name.lower().endswith("_proxy") or name == "NETRC":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", "/nonexistent")
+    dotenv.cache_clear()
+    return tmp_path
+
+
+class Generate(Protocol):
+    def __call__(self, *arguments: str) -> Outcome: ...
+
+
+@pytest.fixture
+def generate(folder: Path, capfd: pytest.CaptureFixture[str]) -> Generate:
+    """`generate_teacher_data` through its command line, within this process; always with --json."""
+
+    def run(*arguments: str) -> Outcome:
+        dotenv.cache_clear()
+        capfd.readouterr()
+        code, _ = cli.run("generate_teacher_data", [*arguments, "--json"])
+        captured = capfd.readouterr()
+        return Outcome(int(code), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def ask(generate: Generate, mock: Mock) -> Generate:
+    """`generate`, with the mock as the teacher and prompts.jsonl as the input."""
+
+    def run(*arguments: str) -> Outcome:
+        options = list(arguments)
+        for name, value in (("--input", "prompts.jsonl"), ("--base-url", mock.base_url), ("--model", mock.model)):
+            if name not in arguments:
+                options += [name, value]
+        return generate(*options)
+
+    return run
+
+
+@pytest.fixture
+def script(folder: Path) -> Generate:
+    """`scripts/generate_teacher_data.py` as a process of its own, with a key in its environment."""
+
+    def run(*arguments: str) -> Outcome:
+        return ended(start(folder, *arguments, OPENAI_API_KEY=KEY, OPENROUTER_API_KEY=KEY))
+
+    return run
