@@ -1,0 +1,162 @@
+"""The transformers teacher, on a tiny model that is built here."""
+
+import asyncio
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from core.errors import ModelNotFound, RequestRejected, UsageError
+from core.teachers import Completion, Sampling
+from core.teachers.hf import HfTeacher
+from core.teachers.hf_model import GumbelNoise, generate_batch, load_model, load_tokenizer
+from tests.support.tiny_model import make_tiny_model
+
+OPTIONS: dict[str, Any] = {
+    "batch_size": 4,
+    "dtype": "float32",
+    "device_map": "auto",
+    "attention": "sdpa",
+    "load_in_4bit": False,
+    "threads": None,
+}
+SILENT = Sampling(max_tokens=8, temperature=0.0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def user(text: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": text}]
+
+
+def ask(folder: Path, prompts: list[str], sampling: Sampling, **options: Any) -> list[Completion]:
+    async def all_at_once() -> list[Completion]:
+        teacher = HfTeacher(str(folder), **{**OPTIONS, **options})
+        await teacher.prepare(lambda note: None)
+        try:
+            return await asyncio.gather(*(teacher.complete(user(prompt), sampling) for prompt in prompts))
+        finally:
+            await teacher.aclose()
+
+    return asyncio.run(all_at_once())
+
+
+def test_batched_greedy_answers_equal_those_asked_one_by_one(folder: Path):
+    prompts = ["What is the capital of France?", "Explain.", "Paris " * 20, "The capital", "photosynthesis?"]
+    together = ask(folder, prompts, SILENT)
+    alone = [ask(folder, [prompt], SILENT, batch_size=1)[0] for prompt in prompts]
+    assert [answer.text for answer in together] == [answer.text for answer in alone]
+    assert [answer.usage for answer in together] == [answer.usage for answer in alone]
+
+
+def test_a_seed_decides_the_answer_whatever_its_neighbours_are(folder: Path):
+    seeded = Sampling(max_tokens=8, temperature=1.0, seed=7)
+    alone = ask(folder, ["Explain."], seeded)[0]
+    among_others = ask(folder, ["The capital of France is", "Explain.", "Paris"], seeded)[1]
+    other_seed = ask(folder, ["Explain."], Sampling(max_tokens=8, temperature=1.0, seed=8))[0]
+    assert alone.text == among_others.text
+    assert alone.text != other_seed.text
+
+
+def test_max_tokens_bounds_the_answer_and_says_so(folder: Path):
+    answer = ask(folder, ["Explain."], SILENT)[0]
+    assert answer.finish_reason == "length"
+    assert answer.usage.completion_tokens == 8
+    # <|im_start|>user\nExplain.<|im_end|>\n<|im_start|>assistant\n, in the teacher's own template
+    tokenizer = load_tokenizer(folder)
+    text = "<|im_start|>user\nExplain.<|im_end|>\n<|im_start|>assistant\n"
+    assert answer.usage.prompt_tokens == len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def test_gumbel_noise_draws_from_the_softmax():
+    # logits ln(.5), ln(.3), ln(.2): 4,000 draws; the standard error of a share is at most sqrt(.25/4000) = 0.008
+    probabilities = torch.tensor([0.5, 0.3, 0.2])
+    draws = 4000
+    noise = GumbelNoise(range(draws))
+    scores = noise(torch.zeros(draws, 1), probabilities.log().repeat(draws, 1))
+    shares = Counter(scores.argmax(-1).tolist())
+    for token, probability in enumerate(probabilities.tolist()):
+        assert math.isclose(shares[token] / draws, probability, abs_tol=4 * 0.008)
+
+
+def test_gumbel_noise_never_draws_what_top_p_removed():
+    scores = GumbelNoise([1, 2])(torch.zeros(2, 1), torch.tensor([[0.0, -math.inf], [-math.inf, 0.0]]))
+    assert scores.argmax(-1).tolist() == [0, 1]
+
+
+def test_the_folders_sampling_defaults_do_not_leak_in(folder: Path, tmp_path: Path):
+    (tmp_path / "model").mkdir()
+    for file in folder.iterdir():
+        (tmp_path / "model" / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "model" / "generation_config.json").write_text(
+        '{"do_sample": true, "top_k": 1, "repetition_penalty": 9.0, "eos_token_id": 2}', encoding="utf-8"
+    )
+    assert ask(tmp_path / "model", ["Explain."], SILENT)[0].text == ask(folder, ["Explain."], SILENT)[0].text
+
+
+def test_an_aborted_generation_ends_at_once(folder: Path):
+    settings = {"dtype": "float32", "device_map": "auto", "attention": "sdpa", "load_in_4bit": False}
+    model, tokenizer = load_model(folder, **settings), load_tokenizer(folder)
+    answers = generate_batch(model, tokenizer, [[5, 6, 7]], Sampling(200, 0.0), [None], lambda: True)
+    assert len(answers[0].tokens) == 1
+
+
+def test_a_prompt_longer_than_the_context_is_rejected(folder: Path):
+    with pytest.raises(RequestRejected, match=r"the prompt has \d+ tokens, the model takes 256"):
+        ask(folder, ["Paris " * 300], SILENT)
+
+
+def test_drain_cancels_what_has_not_begun(folder: Path):
+    async def drained() -> list[Any]:
+        teacher = HfTeacher(str(folder), **{**OPTIONS, "batch_size": 1})
+        await teacher.prepare(lambda note: None)
+        asked = [asyncio.create_task(teacher.complete(user("Explain."), SILENT)) for _ in range(3)]
+        while len(teacher._queue) != 2:  # the first one is being answered
+            await asyncio.sleep(0.001)
+        teacher.drain()
+        results = await asyncio.gather(*asked, return_exceptions=True)
+        await teacher.aclose()
+        return results
+
+    first, *others = asyncio.run(drained())
+    assert isinstance(first, Completion)
+    assert all(isinstance(other, asyncio.CancelledError) for other in others)
+
+
+def test_a_base_model_without_a_chat_template_is_refused(tmp_path: Path):
+    base = make_tiny_model(tmp_path / "base", template=None)
+    with pytest.raises(UsageError, match="has no chat template"):
+        ask(base, ["Explain."], SILENT)
+
+
+def test_a_template_that_refuses_the_conversation_fails_that_row_only(tmp_path: Path):
+    strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}x"
+    folder = make_tiny_model(tmp_path / "strict", template=strict)
+
+    async def ask_with_system() -> Completion:
+        teacher = HfTeacher(str(folder), **OPTIONS)
+        await teacher.prepare(lambda note: None)
+        try:
+            return await teacher.complete([{"role": "system", "content": "s"}, *user("hi")], SILENT)
+        finally:
+            await teacher.aclose()
+
+    with pytest.raises(RequestRejected, match="no system role"):
+        asyncio.run(ask_with_system())
+
+
+def test_a_model_that_is_nowhere_is_named_with_all_places_that_were_tried(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelNotFound, match=r"Tried: the path nobody/nothing .*the Hub's cache.*Names of packaged"):
+        HfTeacher("nobody/nothing", **OPTIONS)
+
+
+def test_four_bit_weights_need_their_package():
+    with pytest.raises(UsageError, match="bitsandbytes, which is not installed. Run: pip install bitsandbytes"):
+        HfTeacher("smollm2", **{**OPTIONS, "load_in_4bit": True})
