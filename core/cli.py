@@ -103,7 +103,7 @@ def parse(name: str, model: "type[Command]", argv: Sequence[str]) -> dict[str, A
     import cyclopts
 
     if any(word in ("--help", "-h") for word in argv):
-        application(name, model, show=True)(["--help"], exit_on_error=False)
+        application(name, model, show=True)(["--help"], exit_on_error=False, result_action="return_value")
         return None
     app = application(name, model, show=False)
     try:

@@ -20,12 +20,14 @@ class Option:
 
     short: a one-letter flag ("-i").     env: the environment (and `.env`) key that sets it, if any.
     group: its heading in `--help`.      mcp: whether an MCP tool shows it (the others go through `config`).
+    hidden: a wrong value is not shown in the error, because it may be a key in the wrong place.
     """
 
     group: str
     short: str | None = None
     env: str | None = None
     mcp: bool = False
+    hidden: bool = False
 
 
 class Result(BaseModel):

@@ -54,9 +54,9 @@ class GenerateTeacherData(Command):
     """Teacher: a name at the provider, a model folder, a .gguf file, owner/repo:QUANT for a GGUF on the Hub, or smollm2."""
     backend: Annotated[Backend | None, Option(TEACHER, mcp=True)] = None
     """How the teacher is reached. By default from the name: vendor/name is openrouter, gpt-* and o* are openai, paths are local; with --base-url: openai."""
-    base_url: Annotated[str | None, Option(TEACHER, mcp=True)] = None
+    base_url: Annotated[str | None, Option(TEACHER, mcp=True, hidden=True)] = None
     """Any OpenAI-compatible server (vLLM, llama-server, SGLang, LM Studio, Ollama), up to and with /v1."""
-    api_key_env: Annotated[str | None, Option(TEACHER)] = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    api_key_env: Annotated[str | None, Option(TEACHER, hidden=True)] = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """Name of the variable that holds the key (default: OPENROUTER_API_KEY, OPENAI_API_KEY or NVIDIA_API_KEY, by backend)."""
     system: Annotated[str | None, Option(TEACHER, "-s", mcp=True)] = None
     """System prompt for every row that has none of its own."""
@@ -133,9 +133,9 @@ class GenerateTeacherData(Command):
         if value is None:
             return None
         if not value.startswith(("http://", "https://")):
-            raise ValueError(f"{value} does not begin with http:// or https://")
-        if "@" in value.split("/")[2]:
-            raise ValueError("a URL with a user or a password in it: put the key into .env instead")
+            raise ValueError("does not begin with http:// or https://")
+        if "@" in value or "?" in value or "#" in value:
+            raise ValueError("a URL with a user, a password or a query in it: put the key into .env instead")
         return value.rstrip("/")
 
     @model_validator(mode="after")

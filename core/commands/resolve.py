@@ -71,7 +71,7 @@ def read_yaml(path: Path, known: list[str]) -> dict[str, Any]:
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-45
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else None
         raise InputError(path, line, f"not YAML: {getattr(error, 'problem', None) or error}") from None
@@ -79,14 +79,15 @@ def read_yaml(path: Path, known: list[str]) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise InputError(path, 1, f"expected `option: value` lines, found {type(content).__name__}")
-    lines = {key.value: key.start_mark.line + 1 for key, _ in node.value}
-    options: dict[str, Any] = {}
-    for key, value in content.items():
-        name = str(key).replace("-", "_")
+    lines: dict[str, int] = {}
+    for key, _ in node.value:
+        name, line = str(key.value).replace("-", "_"), key.start_mark.line + 1
         if name not in known:
-            raise InputError(path, lines.get(str(key)), f'unknown option "{key}".{suggestion(name, known)}')
-        options[name] = value
-    return options
+            raise InputError(path, line, f'unknown option "{key.value}".{suggestion(name, known)}')
+        if name in lines:
+            raise InputError(path, line, f'"{key.value}" is there twice (first in line {lines[name]}).')
+        lines[name] = line
+    return {str(key).replace("-", "_"): value for key, value in content.items()}
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
@@ -107,6 +108,8 @@ def explain(error: ValidationError, model: type[Command], origins: Mapping[str, 
             lines.append(f'unknown option "{name}".{suggestion(name, model.model_fields)}')
         elif not name:
             lines.append(message)
+        elif model.option(name).hidden:
+            lines.append(f"{origins.get(name, flag(name))}: {message}")
         else:
             given = problem["input"]
             shown = given if isinstance(given, str) else json.dumps(given, default=str)

@@ -1,0 +1,143 @@
+"""The command line: light, precise, one object on stdout."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from core.commands import COMMANDS
+from tests.conftest import Generate
+from tests.support.running import GENERATE, ROOT, Mock, ended, environment, start, write_rows
+
+HEAVY = "{'torch', 'transformers', 'datasets', 'llama_cpp', 'lm_eval', 'matplotlib', 'aiohttp', 'huggingface_hub'}"
+
+
+def python(code: str, *flags: str, folder: Path = ROOT) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, *flags, "-c", code],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_imports_nothing_heavy_and_shows_every_option(name: str) -> None:
+    done = python(
+        f"import sys; from core import cli; cli.run('{name}', ['--help']); print(sorted({HEAVY} & set(sys.modules)))"
+    )
+    assert done.stdout.endswith("[]\n"), done.stdout[-300:] + done.stderr
+    from core.commands import load
+    from core.commands.base import flag
+
+    text = " ".join(done.stdout.split())
+    for field in load(name).model_fields:
+        assert flag(field) in text
+    assert "Exit codes: 0 done" in text
+    assert "Examples:" in text
+
+
+def test_schemas_of_all_commands_import_nothing_heavy() -> None:
+    code = f"""
+import sys
+from core.commands import COMMANDS, load
+for name in COMMANDS:
+    assert load(name).input_schema()["properties"]
+print(sorted({HEAVY} & set(sys.modules)))
+"""
+    done = python(code)
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_a_mistake_in_the_options_imports_nothing_heavy() -> None:
+    done = python(
+        "import sys; from core import cli; print(cli.run('generate_teacher_data', ['--inptu', 'x'])); "
+        f"print(sorted({HEAVY} & set(sys.modules)))"
+    )
+    assert done.stdout.endswith("[]\n")
+    assert "2" in done.stdout.splitlines()[0]
+
+
+def test_a_python_without_the_dependencies_gets_one_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", str(GENERATE), "--help"],
+        env=environment(),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("generate_teacher_data: error: distill needs the package pydantic, which is not inst")
+    assert "Run: " in done.stderr
+
+
+def test_an_unknown_flag_suggests_the_nearest_one(generate: Generate) -> None:
+    outcome = generate("--input", "a.txt", "--max-tokenz", "5")
+    assert outcome.code == 2
+    assert "--max-tokenz" in outcome.stderr
+    assert "--max-tokens" in outcome.stderr.replace("--max-tokenz", "")
+    assert "Traceback" not in outcome.stderr
+
+
+def test_a_word_without_a_flag_is_refused(generate: Generate) -> None:
+    outcome = generate("prompts.txt")
+    assert outcome.code == 2
+    assert "prompts.txt" in outcome.stderr
+
+
+@pytest.mark.parametrize("arguments", [("--max-tokens", "many"), ("--max-tokens",), ("--extra-body", "{'a': 1}")])
+def test_a_value_of_the_wrong_kind_is_named(generate: Generate, arguments: tuple[str, ...]) -> None:
+    outcome = generate("--input", "a.txt", *arguments)
+    assert outcome.code == 2
+    assert arguments[0] in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+
+
+def test_json_prints_one_object_on_stdout_and_everything_else_on_stderr(folder: Path, mock: Mock) -> None:
+    write_rows(folder / "p.jsonl", [{"prompt": "a"}, {"prompt": "b"}])
+    teacher = ("--base-url", mock.base_url, "--model", mock.model)
+    outcome = ended(start(folder, "--input", "p.jsonl", "--json", *teacher))
+    assert outcome.code == 0
+    assert outcome.stdout.count("\n") == 1
+    assert json.loads(outcome.stdout)["rows"] == 2
+    assert "train.jsonl: 2 rows added" in outcome.stderr
+    assert ended(start(folder, "--input", "p.jsonl", *teacher)).stdout == ""
+
+
+def test_every_option_is_shown_with_its_value_and_origin(folder: Path, ask: Generate) -> None:
+    write_rows(folder / "prompts.jsonl", [{"prompt": "a"}])
+    (folder / "c.yml").write_text("temperature: 0.25\nmax-tokens: 99\n", encoding="utf-8")
+    outcome = ask("--config", "c.yml", "--max-tokens", "50")
+    assert "max_tokens = 50  (--max-tokens)" in outcome.stderr
+    assert "temperature = 0.25  (c.yml)" in outcome.stderr
+    assert "defaults: " in outcome.stderr
+    assert "concurrency=5" in outcome.stderr
+
+
+def test_events_hold_the_run_as_json_lines(folder: Path, ask: Generate) -> None:
+    write_rows(folder / "prompts.jsonl", [{"prompt": "a"}, {"prompt": "b"}])
+    assert ask("--events", "events.jsonl", "--progress", "off").code == 0
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_bytes().splitlines()]
+    assert events[-1]["event"] == "end"
+    assert (events[-1]["done"], events[-1]["total"]) == (2, 2)
+
+
+def test_events_that_cannot_be_written_are_refused_before_the_first_request(folder: Path, ask: Generate) -> None:
+    write_rows(folder / "prompts.jsonl", [{"prompt": "a"}])
+    outcome = ask("--events", "no/where/events.jsonl")
+    assert outcome.code == 2
+    assert "--events" in outcome.stderr
+
+
+def test_the_script_runs_from_any_folder(tmp_path: Path) -> None:
+    outcome = ended(start(tmp_path, "--help"))
+    assert outcome.code == 0
+    assert "--input" in outcome.stdout
