@@ -15,14 +15,15 @@ def work_key(content: Any) -> str:
 class KeyCounts:
     """How often each key was seen, for keys that are hexadecimal digests.
 
-    Open addressing over two arrays: 12 bytes a slot, at most 2/3 full, so 18 to 36 bytes a key (54 while it grows),
-    where a dict of strings takes about 150. Keys are told apart by their first 64 bits: among a million keys the
-    chance that any two are confused is 3e-8.
+    Open addressing over two arrays: 9 bytes a slot, at most 3/4 full, so 12 to 24 bytes a key (36 while it grows),
+    where a dict of strings takes about 150. A run over a complete output holds two such tables, which is within 64
+    bytes a row. Keys are told apart by their first 64 bits: among a million keys the chance that any two are confused
+    is 3e-8.
     """
 
     def __init__(self) -> None:
-        self._slots = array("Q", bytes(8 * 1024))
-        self._counts = array("L" if array("L").itemsize == 4 else "I", bytes(4 * 1024))
+        self._slots, self._counts = _zeros("Q", 1024), _zeros("B", 1024)
+        self._often: dict[int, int] = {}  # the counts that a byte cannot hold: at most one key in 255
         self._used = 0
 
     def __len__(self) -> int:
@@ -33,7 +34,7 @@ class KeyCounts:
 
     def add(self, key: str) -> int:
         """Count the key once more; how often it had been seen before."""
-        if 3 * self._used >= 2 * len(self._slots):
+        if 4 * self._used >= 3 * len(self._slots):
             self._grow()
         digest = _digest(key)
         slot = self._find(digest)
@@ -41,7 +42,11 @@ class KeyCounts:
         if not before:
             self._slots[slot] = digest
             self._used += 1
-        self._counts[slot] = before + 1
+        if before == 255:
+            before = self._often.get(digest, before)
+            self._often[digest] = before + 1
+        else:
+            self._counts[slot] = before + 1
         return before
 
     def _find(self, digest: int) -> int:
@@ -54,12 +59,16 @@ class KeyCounts:
 
     def _grow(self) -> None:
         slots, counts = self._slots, self._counts
-        self._slots = array("Q", bytes(16 * len(slots)))
-        self._counts = array(counts.typecode, bytes(8 * len(slots)))
+        self._slots, self._counts = _zeros("Q", 2 * len(slots)), _zeros("B", 2 * len(slots))
         for digest, count in zip(slots, counts, strict=True):
             if count:
                 slot = self._find(digest)
                 self._slots[slot], self._counts[slot] = digest, count
+
+
+def _zeros(kind: str, count: int) -> "array[int]":
+    """Without a copy beside it, which array(kind, bytes(...)) would need for a moment."""
+    return array(kind, [0]) * count
 
 
 def _digest(key: str) -> int:
