@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -136,6 +137,12 @@ class GenerateTeacherData(Command):
             raise ValueError("does not begin with http:// or https://")
         if "@" in value or "?" in value or "#" in value:
             raise ValueError("a URL with a user, a password or a query in it: put the key into .env instead")
+        try:
+            parts = urlsplit(value)
+            if not parts.hostname or parts.port == 0:
+                raise ValueError
+        except ValueError:
+            raise ValueError("is not a URL such as http://127.0.0.1:8000/v1") from None
         return value.rstrip("/")
 
     @model_validator(mode="after")

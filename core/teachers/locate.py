@@ -25,7 +25,7 @@ class LocalModel:
 
 def is_local(name: str) -> bool:
     """Whether a model name means something on this disk, without asking the network."""
-    return name in PACKAGED or name.endswith(".gguf") or name.startswith((".", "/", "~")) or Path(name).is_dir()
+    return name in PACKAGED or name.endswith(".gguf") or name.startswith((".", "/", "~/")) or bool(name and Path(name).is_dir())
 
 
 def locate(name: str, *, gguf: bool, preferred_quant: str = "Q4_K_M") -> LocalModel:

@@ -160,11 +160,16 @@ class ApiTeacher:
         except (aiohttp.ClientError, OSError) as error:
             message = f"the connection broke: {type(error).__name__}"
             raise TransientError("connection", message, billed=True) from None
+        hidden = without_key(raw, self._key)
         try:
-            return parse_answer(status, headers, raw, sampling.max_tokens)
-        except TeacherError as error:
-            error.args = (redacted(str(error), self._key),)
-            raise
+            # Answers keep a short placeholder such as "ollama"; a real key has no place in training data.
+            return parse_answer(status, headers, hidden if len(self._key or "") >= 16 else raw, sampling.max_tokens)
+        except TeacherError:
+            try:  # an excerpt may cut the key in two, so it goes before anything is cut
+                return parse_answer(status, headers, hidden, sampling.max_tokens)
+            except TeacherError as error:
+                error.args = (redacted(str(error), self._key),)
+                raise error from None
 
     async def price(self) -> Price | None:
         """The model's price in the provider's list; None when there is no list, or it does not name the model."""
@@ -216,6 +221,11 @@ def environment_proxy(url: str) -> str | None:
     return None if proxy_bypass(host.hostname or "") else getproxies().get(host.scheme)
 
 
+def without_key(raw: bytes, key: str | None) -> bytes:
+    """What arrived, with the API key blanked out wherever a server echoes it."""
+    return raw.replace(key.encode(), b"***") if key and len(key) >= 4 else raw
+
+
 def merged(body: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
     """The body with `extra` laid over it, objects within objects merged ("provider": {...})."""
     for key, value in extra.items():
@@ -265,14 +275,14 @@ def _completion(choice: dict[str, Any], usage: Usage, cost_usd: float | None, co
         raise TransientError("broken_answer", "a choice without a message", billed=True, cost_usd=cost_usd)
     text = message.get("content")
     if isinstance(text, list):  # parts
-        text = "".join(part.get("text", "") for part in text if isinstance(part, dict))
+        text = "".join(str(part.get("text") or "") for part in text if isinstance(part, dict))
     reasoning = message.get("reasoning") or message.get("reasoning_content") or ""
     return split_thinking(
         Completion(
             text=text if isinstance(text, str) else "",
             finish_reason=str(choice.get("finish_reason") or "stop"),
             reasoning=reasoning if isinstance(reasoning, str) else orjson.dumps(reasoning).decode(),
-            tool_calls=message.get("tool_calls") or [],
+            tool_calls=tool_calls if isinstance(tool_calls := message.get("tool_calls"), list) else [],
             usage=usage,
             cost_usd=cost_usd,
             served_by=str(content.get("provider") or ""),
@@ -285,14 +295,14 @@ def usage_of(usage: Any) -> tuple[Usage, float | None]:
     """Tokens and cost of an answer; OpenRouter states the cost as usage.cost (credits are USD)."""
     if not isinstance(usage, dict):
         return Usage(), None
-    details = usage.get("completion_tokens_details") or {}
+    details = _dict(usage.get("completion_tokens_details"))
     cost = usage.get("cost")
     tokens = Usage(
-        int(usage.get("prompt_tokens") or 0),
-        int(usage.get("completion_tokens") or 0),
-        int(details.get("reasoning_tokens") or 0),
+        _count(usage.get("prompt_tokens")),
+        _count(usage.get("completion_tokens")),
+        _count(details.get("reasoning_tokens")),
     )
-    return tokens, float(cost) if isinstance(cost, int | float) else None
+    return tokens, float(cost) if isinstance(cost, int | float) and 0 <= cost < float("inf") else None
 
 
 def check_usable(completion: Completion, max_tokens: int) -> None:
@@ -324,7 +334,7 @@ def error_of(status: int, headers: Mapping[str, str], error: Any) -> TeacherErro
     availability = _dict(detail.get("availability"))
     code = detail.get("code")
     if status == 200:
-        status = code if isinstance(code, int) else int(detail.get("http_status") or 502)
+        status = _count(code) or _count(detail.get("http_status")) or 502
     kind = str(metadata.get("error_type") or detail.get("error_type") or detail.get("type") or "")
     name = code if isinstance(code, str) else kind
     message = str(detail.get("message") or detail.get("detail") or orjson.dumps(error)[:300].decode())
@@ -402,6 +412,11 @@ def _until_reset_s(headers: Mapping[str, str]) -> float | None:
         return max(0.0, int(headers["x-ratelimit-reset"]) / 1000 - time.time())
     except (KeyError, ValueError):
         return None
+
+
+def _count(value: Any) -> int:
+    """A number of tokens or a status; 0 for anything else that a server may have put there."""
+    return int(value) if isinstance(value, int | float) and 0 <= value < 2**53 else 0
 
 
 def _dict(value: Any) -> dict[str, Any]:
