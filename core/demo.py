@@ -3,7 +3,7 @@
 import orjson
 
 from .commands.demo import Demo, DemoResult, Example
-from .commands.generate_teacher_data import GenerateTeacherData, Generated
+from .commands.generate_teacher_data import Generated, GenerateTeacherData
 from .data.jsonlines import read_lines
 from .data.run import Run
 from .errors import InputError, StoppedEarly

@@ -79,9 +79,7 @@ class TeacherError(DistillError):
     billed: whether the attempt may have cost money although no answer came of it.
     """
 
-    def __init__(
-        self, reason: str, message: str, *, billed: bool = False, cost_usd: float | None = None
-    ) -> None:
+    def __init__(self, reason: str, message: str, *, billed: bool = False, cost_usd: float | None = None) -> None:
         super().__init__(message)
         self.reason = reason
         self.billed = billed

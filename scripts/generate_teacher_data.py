@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from core.cli import main  # noqa: E402
+from core.cli import main
 
 if __name__ == "__main__":
     main("generate_teacher_data")

@@ -32,7 +32,7 @@ class Demo(Command):
     """Teacher: a packaged model, a model folder or a .gguf file."""
     backend: Annotated[Literal["hf", "gguf"], Option("Demo")] = "hf"
     """Library that runs the teacher."""
-    max_tokens: Annotated[int, Option("Demo")] = Field(160, ge=1)
+    max_tokens: Annotated[int, Option("Demo")] = Field(default=160, ge=1)
     """Longest answer, in tokens."""
 
 

@@ -80,7 +80,7 @@ def read_yaml(path: Path, known: list[str]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(path, 1, f"expected `option: value` lines, found {type(content).__name__}")
     lines: dict[str, int] = {}
-    for key, _ in node.value:
+    for key, _ in node.value if node else ():
         name, line = str(key.value).replace("-", "_"), key.start_mark.line + 1
         if name not in known:
             raise InputError(path, line, f'unknown option "{key.value}".{suggestion(name, known)}')

@@ -40,7 +40,7 @@ class Progress:
     def __init__(self, stream: IO[str] | None = None, events: Path | None = None) -> None:
         self.stream = stream or sys.stderr
         self.counts = Counts()
-        self._events = open(events, "ab", buffering=0) if events else None  # noqa: SIM115  # noqa: SIM115  closed by close()
+        self._events = open(events, "ab", buffering=0) if events else None  # noqa: SIM115  closed by close()
         self._started_s = self._next_s = time.monotonic()
 
     def begin(self, what: str, *, total: int | None, already: int = 0, unit: str = "rows") -> None:
@@ -175,7 +175,7 @@ def open_progress(mode: Mode, events: Path | None = None, stream: IO[str] | None
     """The sink for a mode; "auto" is a bar on a terminal and lines elsewhere."""
     stream = stream or sys.stderr
     if mode == "auto":
-        mode = "bar" if stream.isatty() else "lines"
+        mode = "bar" if stream and stream.isatty() else "lines"
     kinds: dict[str, Callable[..., Progress]] = {"bar": Bar, "lines": Lines, "off": Progress}
     return kinds[mode](stream, events)
 

@@ -7,7 +7,7 @@ that cannot be used as a whole raises InputError.
 import csv
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,7 +63,7 @@ class _Unusable(ValueError):
 
 
 @contextmanager
-def open_prompts(source: str, options: PromptOptions) -> Iterator[Callable[[], Iterator[Prompt | BadRow]]]:
+def open_prompts(source: str, options: PromptOptions) -> Generator[Callable[[], Iterator[Prompt | BadRow]], None, None]:
     """A function that reads the prompts from the beginning, as often as it is called.
 
     Standard input can be read once only, so it goes through a temporary file. Raises InputError for a source that

@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM: once asks the work to finish what is in flight, twice to stop now."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -11,7 +11,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.asked = 0
-        self._listeners: list[Callable[[], None]] = []
+        self._listeners: list[Callable[[], object]] = []
 
     @property
     def requested(self) -> bool:
@@ -28,13 +28,13 @@ class Stop:
         for listener in self._listeners:
             listener()
 
-    def subscribe(self, listener: Callable[[], None]) -> None:
+    def subscribe(self, listener: Callable[[], object]) -> None:
         """Call `listener` at each request, from a signal handler: it must only set a flag or wake a loop."""
         self._listeners.append(listener)
 
 
 @contextmanager
-def signals(stop: Stop, note: Callable[[str], None]) -> Iterator[None]:
+def signals(stop: Stop, note: Callable[[str], None]) -> Generator[None, None, None]:
     """Route SIGINT and SIGTERM to `stop` while the block runs. Only in the main thread."""
 
     def handle(number: int, frame: FrameType | None) -> None:

@@ -1,7 +1,7 @@
 """The engine below everything that asks a teacher many things: concurrency, retries, budget, circuit breaker, stopping.
 
-It knows nothing of prompts or files. Work comes from an iterator, `attempt` asks once, `succeeded` and `failed` are told
-the outcome, exactly once for each piece of work that was settled.
+It knows nothing of prompts or files. Work comes from an iterator, `attempt` asks once, `succeeded` and `failed` are
+told the outcome, exactly once for each piece of work that was settled.
 
 Rate limits: concurrency falls by 0.7 once per window (the requests in flight when the limit was hit are one window) and
 grows by one per window of successes (additive increase, multiplicative decrease: Chiu and Jain, 1989). A Retry-After
@@ -219,7 +219,7 @@ class Engine(Generic[W, A]):
                 raise error
         except DistillError as stop:
             self._end(stop)
-        except BaseException as bug:  # noqa: BLE001  raised to the caller by `run`
+        except BaseException as bug:
             self._end(StoppedEarly(f"an internal error ({type(bug).__name__}: {bug}); please report it"))
             asyncio.get_running_loop().call_exception_handler({"message": "in the engine", "exception": bug})
 
@@ -300,5 +300,3 @@ class Engine(Generic[W, A]):
             task.cancel()
         if self._tasks:
             await asyncio.wait(list(self._tasks), timeout=1)
-
-

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 REFUSAL = re.compile(
     r"""^\W*(?:
-        (?:i\ am|i'm)\ (?:very\ |so\ |truly\ |really\ )?(?:sorry|afraid)\b[^.!?\n]{0,40}\b(?:can(?:no|')t|unable|not\ able|won't)
+        (?:i\ am|i'm)\ (?:very\ |so\ |truly\ |really\ )?(?:sorry|afraid)\b[^.!?\n]{0,40}
+        \b(?:can(?:no|')t|unable|not\ able|won't)
       | (?:sorry|apologies|unfortunately)\b[^.!?\n]{0,30}\bi(?:'m|\ am)?\ (?:can(?:no|')t|unable|not\ able|won't)
       | i\ (?:can(?:no|')t|won't|will\ not|am\ (?:unable|not\ able)\ to|must\ (?:decline|refuse))\ ?
         (?:help|assist|provide|comply|fulfil|answer|create|write|generate|discuss|do\ that|support|engage|continue)?\b

@@ -22,7 +22,7 @@ from typing import Any
 import orjson
 
 from .. import __version__
-from ..commands.generate_teacher_data import GenerateTeacherData, Generated, Plan
+from ..commands.generate_teacher_data import Generated, GenerateTeacherData, Plan
 from ..data.jsonlines import FOREIGN, Journal, Row, sound_length
 from ..data.keys import KeyCounts, work_key
 from ..data.prompts import BadRow, Prompt, PromptOptions, open_prompts
@@ -95,7 +95,7 @@ def given_price(options: GenerateTeacherData) -> Price | None:
 
 
 async def find_price(options: GenerateTeacherData, teacher: Completer) -> Price | None:
-    """The price of --price, else of the provider's list. Raises UsageError when --max-cost needs one and there is none."""
+    """The price of --price, else of the provider's list. Raises UsageError if --max-cost needs one that is unknown."""
     price = given_price(options)
     if price is None and isinstance(teacher, ApiTeacher):
         price = await teacher.price()
@@ -222,7 +222,8 @@ class Generation:
         self._tell_bad_rows(scan)
         tokens_in, tokens_out = scan.prompt_bytes // 4, scan.missing * self.options.max_tokens
         credit = await self.teacher.credit_left_usd() if isinstance(self.teacher, ApiTeacher) else None
-        unknown = "computed on this machine" if self.teacher.local else f"{self.teacher.endpoint} lists none; see --price"
+        endpoint = self.teacher.identity.get("endpoint")
+        unknown = "computed on this machine" if self.teacher.local else f"{endpoint} lists none; see --price"
         return Plan(
             prompts=scan.prompts,
             bad_rows=scan.bad_rows,
@@ -249,7 +250,8 @@ class Generation:
 
     def _tell_bad_rows(self, scan: "Scan") -> None:
         if scan.bad_rows:
-            more = f"\n  ... and {scan.bad_rows - len(scan.examples):,} more" if scan.bad_rows > len(scan.examples) else ""
+            unseen = scan.bad_rows - len(scan.examples)
+            more = f"\n  ... and {unseen:,} more" if unseen else ""
             self.context.progress.note(
                 f"{scan.bad_rows:,} rows cannot be used:\n  " + "\n  ".join(scan.examples) + more
             )
@@ -329,7 +331,15 @@ class Generation:
 
         def failed(work: Work, error: TeacherError, attempts: int) -> None:
             self._failure(
-                failures, tally, work.key, work.prompt.place, work.sample, error.reason, str(error), attempts, error.cost_usd
+                failures,
+                tally,
+                work.key,
+                work.prompt.place,
+                work.sample,
+                error.reason,
+                str(error),
+                attempts,
+                error.cost_usd,
             )
 
         engine: Engine[Work, Completion] = Engine(
@@ -399,7 +409,9 @@ class Generation:
             return key not in keys and key not in self.done
 
         rejected.rewrite(still_rejected, after_reading=rows.sync)
-        self.context.progress.note(f"{len(keys):,} answers that were rejected before are taken in; nothing is asked for them")
+        self.context.progress.note(
+            f"{len(keys):,} answers that were rejected before are taken in; nothing is asked again"
+        )
 
     def _failure(
         self,

@@ -1,4 +1,4 @@
-"""Teachers: APIs, llama.cpp and Hugging Face models behind one protocol. Nothing heavy is imported before it is used."""
+"""Teachers: APIs, llama.cpp and Hugging Face models behind one protocol. What is heavy is imported when it is used."""
 
 import re
 from typing import TYPE_CHECKING
@@ -31,7 +31,7 @@ def backend_of(model: str, backend: "Backend | None" = None, base_url: str | Non
     if re.fullmatch(r"[\w.~-]+/[\w.:-]+", model):
         return "openrouter"
     raise UsageError(
-        f'--model {model}: no such path, and the name does not say who serves it. Write it as vendor/name (OpenRouter), '
+        f"--model {model}: no such path, and the name does not say who serves it. Write vendor/name (OpenRouter), "
         "or add --backend openrouter|openai|nvidia|gguf|hf or --base-url."
     )
 

@@ -23,9 +23,7 @@ class GgufTeacher:
     concurrency = 1
     local = True
 
-    def __init__(
-        self, model: str, *, preferred_quant: str, n_gpu_layers: int, n_ctx: int, threads: int | None
-    ) -> None:
+    def __init__(self, model: str, *, preferred_quant: str, n_gpu_layers: int, n_ctx: int, threads: int | None) -> None:
         """Raises MissingDependency or ModelNotFound; the weights are loaded by `prepare`."""
         if importlib.util.find_spec("llama_cpp") is None:
             raise MissingDependency("llama-cpp-python", "--backend gguf", "pip install -e '.[gguf]'")

@@ -109,7 +109,9 @@ class HfTeacher:
         """One answer. Raises RequestRejected for a prompt that leaves no room for one."""
         tokens = self.prompt_tokens(messages)
         if self._room and len(tokens) >= self._room:
-            raise RequestRejected("context_length", f"the prompt has {len(tokens)} tokens, the model takes {self._room}")
+            raise RequestRejected(
+                "context_length", f"the prompt has {len(tokens)} tokens, the model takes {self._room}"
+            )
         request = _Request(tokens, sampling, asyncio.get_running_loop().create_future())
         self._queue.append(request)
         if self._worker is None or self._worker.done():

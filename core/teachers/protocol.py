@@ -54,8 +54,8 @@ class Completion:
 class Completer(Protocol):
     """A teacher that writes answers. Use it as an async context manager.
 
-    identity: all that makes its answers different from another teacher's (backend, model, endpoint, number format, ...):
-        part of the key of every piece of work.
+    identity: all that makes its answers different from another teacher's (backend, model, endpoint, number format,
+        ...): part of the key of every piece of work.
     local: it runs in this process and costs nothing.
     concurrency: most requests that make sense in flight; None when the caller decides.
     """
@@ -63,9 +63,10 @@ class Completer(Protocol):
     backend: str
     model: str
     identity: dict[str, Any]
-    concurrency: int | None
-
     local: bool
+
+    @property
+    def concurrency(self) -> int | None: ...
 
     async def prepare(self, note: Callable[[str], None]) -> None:
         """Make ready: load the model, where there is one to load; `note` tells the user. Raises UsageError."""
@@ -92,7 +93,7 @@ def split_thinking(completion: Completion) -> Completion:
     so that the text only closes it. A thought that never closes (cut off) leaves an empty answer.
     """
     text = completion.text.lstrip()
-    if completion.reasoning or THINK_CLOSE not in text and not text.startswith(THINK_OPEN):
+    if completion.reasoning or (THINK_CLOSE not in text and not text.startswith(THINK_OPEN)):
         return completion
     if not text.startswith(THINK_OPEN) and THINK_OPEN in text.partition(THINK_CLOSE)[0]:
         return completion  # the tags stand in the middle of an answer: text like any other
