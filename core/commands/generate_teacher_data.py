@@ -32,7 +32,7 @@ class GenerateTeacherData(Command):
     examples: ClassVar[tuple[str, ...]] = (
         "python scripts/generate_teacher_data.py --input prompts.txt --dry-run",
         "python scripts/generate_teacher_data.py --input prompts.jsonl --model openai/gpt-5.2 --max-cost 5",
-        "python scripts/generate_teacher_data.py --input prompts.csv --base-url http://127.0.0.1:8000/v1 --model my-model",
+        "python scripts/generate_teacher_data.py --input prompts.csv --model my-model --base-url http://localhost:8000/v1",
         "python scripts/generate_teacher_data.py --input prompts.txt --model smollm2 --backend hf",
     )
 
@@ -42,9 +42,9 @@ class GenerateTeacherData(Command):
     """File that the rows are appended to."""
     prompt_key: Annotated[str, Option(INPUT)] = "prompt"
     """Column or key that holds the prompt."""
-    limit: Annotated[int | None, Option(INPUT, mcp=True)] = Field(None, ge=1)
+    limit: Annotated[int | None, Option(INPUT, mcp=True)] = Field(default=None, ge=1)
     """Use only the first N prompts."""
-    shard: Annotated[str | None, Option(INPUT)] = Field(None, pattern=r"^\d+/\d+$")
+    shard: Annotated[str | None, Option(INPUT)] = Field(default=None, pattern=r"^\d+/\d+$")
     """Do only part i of n, as i/n with i from 1: for several machines, each with its own --output."""
     dedupe: Annotated[bool, Option(INPUT)] = False
     """Ask only once for prompts that are equal (otherwise each occurrence is work of its own)."""
@@ -52,48 +52,51 @@ class GenerateTeacherData(Command):
     """Start anew: an existing output is kept beside it as <output>.old."""
 
     model: Annotated[str, Option(TEACHER, "-m", mcp=True)] = "anthropic/claude-sonnet-4"
-    """Teacher: a name at the provider, a model folder, a .gguf file, owner/repo:QUANT for a GGUF on the Hub, or smollm2."""
+    """Teacher: a name at the provider, a model folder, a .gguf file, owner/repo:QUANT (GGUF on the Hub), or smollm2."""
     backend: Annotated[Backend | None, Option(TEACHER, mcp=True)] = None
-    """How the teacher is reached. By default from the name: vendor/name is openrouter, gpt-* and o* are openai, paths are local; with --base-url: openai."""
+    """How the teacher is reached. By default from the name: vendor/name is openrouter, gpt-* and o* are openai, paths
+    are local; with --base-url: openai."""
     base_url: Annotated[str | None, Option(TEACHER, mcp=True, hidden=True)] = None
     """Any OpenAI-compatible server (vLLM, llama-server, SGLang, LM Studio, Ollama), up to and with /v1."""
-    api_key_env: Annotated[str | None, Option(TEACHER, hidden=True)] = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    """Name of the variable that holds the key (default: OPENROUTER_API_KEY, OPENAI_API_KEY or NVIDIA_API_KEY, by backend)."""
+    api_key_env: Annotated[str | None, Option(TEACHER, hidden=True)] = Field(
+        default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$"
+    )
+    """Name of the variable that holds the key (by default OPENROUTER_API_KEY, OPENAI_API_KEY or NVIDIA_API_KEY)."""
     system: Annotated[str | None, Option(TEACHER, "-s", mcp=True)] = None
     """System prompt for every row that has none of its own."""
     extra_body: Annotated[dict[str, Any] | None, Option(TEACHER)] = None
     """JSON object merged into every request, for what a provider offers beyond these options."""
 
-    max_tokens: Annotated[int, Option(SAMPLING, mcp=True)] = Field(2048, ge=1)
+    max_tokens: Annotated[int, Option(SAMPLING, mcp=True)] = Field(default=2048, ge=1)
     """Longest answer, in tokens; reasoning counts."""
-    temperature: Annotated[float, Option(SAMPLING, "-t", mcp=True)] = Field(0.7, ge=0, le=2)
+    temperature: Annotated[float, Option(SAMPLING, "-t", mcp=True)] = Field(default=0.7, ge=0, le=2)
     """Sampling temperature, 0 to 2."""
-    top_p: Annotated[float | None, Option(SAMPLING)] = Field(None, gt=0, le=1)
+    top_p: Annotated[float | None, Option(SAMPLING)] = Field(default=None, gt=0, le=1)
     """Nucleus sampling: the share of probability to sample from."""
-    samples: Annotated[int, Option(SAMPLING, mcp=True)] = Field(1, ge=1)
+    samples: Annotated[int, Option(SAMPLING, mcp=True)] = Field(default=1, ge=1)
     """Answers per prompt; raising it later adds the missing ones."""
-    seed: Annotated[int | None, Option(SAMPLING)] = Field(None, ge=0)
+    seed: Annotated[int | None, Option(SAMPLING)] = Field(default=None, ge=0)
     """Base seed: every sample gets its own seed from it. At API teachers best effort."""
 
-    concurrency: Annotated[int, Option(RUN, "-c", mcp=True)] = Field(5, ge=1)
+    concurrency: Annotated[int, Option(RUN, "-c", mcp=True)] = Field(default=5, ge=1)
     """Most requests in flight; falls under rate limits and recovers by itself."""
-    timeout: Annotated[float, Option(RUN)] = Field(120, gt=0)
+    timeout: Annotated[float, Option(RUN)] = Field(default=120, gt=0)
     """Seconds for one request."""
-    retries: Annotated[int, Option(RUN)] = Field(5, ge=0)
+    retries: Annotated[int, Option(RUN)] = Field(default=5, ge=0)
     """Further attempts for a row after timeouts, 5xx and broken answers (rate limits do not count)."""
     dry_run: Annotated[bool, Option(RUN, mcp=True)] = False
     """Say what would be asked, how many tokens and what it costs, and stop. No request is paid."""
 
-    max_cost: Annotated[float | None, Option(MONEY, mcp=True)] = Field(None, gt=0)
+    max_cost: Annotated[float | None, Option(MONEY, mcp=True)] = Field(default=None, gt=0)
     """Most USD that this run may spend, requests in flight counted at their worst case."""
-    price: Annotated[str | None, Option(MONEY)] = Field(None, pattern=r"^\d+(\.\d+)?/\d+(\.\d+)?$")
+    price: Annotated[str | None, Option(MONEY)] = Field(default=None, pattern=r"^\d+(\.\d+)?/\d+(\.\d+)?$")
     """USD per million prompt/completion tokens, as 3/15, where the provider lists no price."""
     require_distillable: Annotated[bool, Option(MONEY)] = False
     """OpenRouter only: use only models whose authors allow training on their text."""
 
     keep_reasoning: Annotated[bool, Option(KEEP)] = False
-    """Also put the teacher's reasoning into the assistant message, as reasoning_content (metadata.reasoning has it anyway)."""
-    min_chars: Annotated[int, Option(KEEP)] = Field(0, ge=0)
+    """Also put the reasoning into the assistant message, as reasoning_content (metadata.reasoning has it anyway)."""
+    min_chars: Annotated[int, Option(KEEP)] = Field(default=0, ge=0)
     """Reject answers shorter than this many characters."""
     drop_truncated: Annotated[bool, Option(KEEP)] = True
     """Reject answers that --max-tokens cut off; --no-drop-truncated keeps them."""
@@ -102,13 +105,13 @@ class GenerateTeacherData(Command):
 
     preferred_quant: Annotated[str, Option(LOCAL)] = "Q4_K_M"
     """gguf: the quantisation to take from a Hub repository."""
-    n_gpu_layers: Annotated[int, Option(LOCAL)] = Field(-1, ge=-1)
+    n_gpu_layers: Annotated[int, Option(LOCAL)] = Field(default=-1, ge=-1)
     """gguf: layers to put on the GPU, -1 for all."""
-    n_ctx: Annotated[int, Option(LOCAL)] = Field(4096, ge=0)
+    n_ctx: Annotated[int, Option(LOCAL)] = Field(default=4096, ge=0)
     """gguf: context length in tokens, prompt and answer together; 0 for all that the model has."""
-    threads: Annotated[int | None, Option(LOCAL)] = Field(None, ge=1)
+    threads: Annotated[int | None, Option(LOCAL)] = Field(default=None, ge=1)
     """gguf and hf: CPU threads (default: all cores)."""
-    batch_size: Annotated[int, Option(LOCAL)] = Field(8, ge=1)
+    batch_size: Annotated[int, Option(LOCAL)] = Field(default=8, ge=1)
     """hf: prompts per forward pass, grouped by length."""
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], Option(LOCAL)] = "auto"
     """hf: number format of the weights (auto: float32 on a CPU, else the model's own)."""
@@ -161,7 +164,7 @@ class GenerateTeacherData(Command):
 class Plan(Result):
     """What `--dry-run` found. Token and money figures are estimates; `worst_case_usd` is a bound on the list price."""
 
-    status: Literal["dry_run"] = "dry_run"
+    status: Literal["dry_run"] = "dry_run"  # pyright: ignore[reportIncompatibleVariableOverride]
     prompts: int
     bad_rows: int
     answers_wanted: int

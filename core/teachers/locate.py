@@ -25,11 +25,16 @@ class LocalModel:
 
 def is_local(name: str) -> bool:
     """Whether a model name means something on this disk, without asking the network."""
-    return name in PACKAGED or name.endswith(".gguf") or name.startswith((".", "/", "~/")) or bool(name and Path(name).is_dir())
+    return (
+        name in PACKAGED
+        or name.endswith(".gguf")
+        or name.startswith((".", "/", "~/"))
+        or bool(name and Path(name).is_dir())
+    )
 
 
 def locate(name: str, *, gguf: bool, preferred_quant: str = "Q4_K_M") -> LocalModel:
-    """Find a model: local path, a package's file, the Hub's cache, the Hub. Raises ModelNotFound with all that was tried.
+    """Find a model: local path, a package's file, the Hub's cache, the Hub. Raises ModelNotFound with what was tried.
 
     gguf: whether one .gguf file is wanted; a repository on the Hub may name its quantisation as owner/repo:QUANT.
     """

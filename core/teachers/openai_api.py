@@ -242,7 +242,7 @@ def parse_answer(status: int, headers: Mapping[str, str], raw: bytes, max_tokens
     if 300 <= status < 400:
         raise TeacherUnavailable(
             "redirect",
-            f"the server answers {status} and points to {headers.get('location', 'nowhere')}; the key is not sent there. "
+            f"the server answers {status} and points to {headers.get('location', 'nowhere')}; the key stays here. "
             "If that address is right, use it as --base-url.",
             usage=True,
         )
