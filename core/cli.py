@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 GENERAL = "This command line"
+GENERAL_OPTIONS: tuple[tuple[str, Any, str], ...] = (
+    ("config", Path | None, "YAML file with options of this command; flags and environment win over it."),
+    ("json_", bool | None, "Print the result as one JSON object on stdout; everything else goes to stderr."),
+    ("progress", Literal["auto", "bar", "lines", "off"] | None, "How progress is shown (auto: bar on a terminal)."),
+    ("events", Path | None, "Also append progress to this file, as JSON Lines."),
+)
+"""Options of every command that are not its own: (name, type, help)."""
 
 
 def main(name: str, argv: Sequence[str] | None = None) -> NoReturn:
@@ -50,16 +58,17 @@ def run(name: str, argv: Sequence[str]) -> tuple[int, bool]:
 
 def _run(name: str, argv: Sequence[str]) -> tuple[int, bool]:
     from .commands import load
+
+    model = load(name)
+    flags = parse(name, model, argv)
+    if flags is None:
+        return ExitCode.DONE, False
     from .commands.resolve import resolve
     from .data.environment import dotenv
     from .data.progress import open_progress
     from .data.run import Run
     from .data.stop import Stop, signals
 
-    model = load(name)
-    flags = parse(name, model, argv)
-    if flags is None:
-        return ExitCode.DONE, False
     door = {key: flags.pop(key, None) for key in ("config", "json_", "progress", "events")}
     command, origins = resolve(model, flags, os.environ, dotenv(), door["config"])
     try:
@@ -100,19 +109,41 @@ def describe(command: "Command", origins: dict[str, str]) -> str:
 
 def parse(name: str, model: "type[Command]", argv: Sequence[str]) -> dict[str, Any] | None:
     """The flags that were given, or None after `--help` was printed. Raises UsageError with a suggestion."""
+    if any(word in ("--help", "-h") for word in argv):
+        print_all(help_of(name, model))
+        return None
     import cyclopts
 
-    if any(word in ("--help", "-h") for word in argv):
-        application(name, model, show=True)(["--help"], exit_on_error=False, result_action="return_value")
-        return None
     app = application(name, model, show=False)
     try:
-        given: dict[str, Any] = app(
-            list(argv), exit_on_error=False, print_error=False, result_action="return_value"
-        )
+        given: dict[str, Any] = app(list(argv), exit_on_error=False, print_error=False, result_action="return_value")
     except cyclopts.CycloptsError as error:
         raise UsageError(f"{error} See --help.") from None
     return given
+
+
+def help_of(name: str, model: "type[Command]") -> str:
+    """What `--help` prints, as wide as the terminal."""
+    from pydantic.fields import FieldInfo
+
+    from .commands import Option
+    from .commands.help import Line, help_text, option_line
+
+    general = [
+        option_line(field.strip("_"), Option(GENERAL), FieldInfo(annotation=kind, default=None, description=help_))
+        for field, kind, help_ in GENERAL_OPTIONS
+    ]
+    general.append(Line(GENERAL, "--help, -h", "Show this and leave.", required=False))
+    width = min(120, max(60, shutil.get_terminal_size().columns))
+    return help_text(f"python scripts/{name}.py", model, general, EXIT_CODES, width)
+
+
+def print_all(text: str) -> None:
+    """To stdout, whose reader (`| head`) may leave before the end."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def application(name: str, model: "type[Command]", *, show: bool) -> "cyclopts.App":
@@ -153,12 +184,7 @@ def application(name: str, model: "type[Command]", *, show: bool) -> "cyclopts.A
         required = info.is_required()
         default = None if required else info.default
         parameters.append(parameter(field, info.annotation, help_, option.group, option.short, default, required))
-    for field, kind, help_ in (
-        ("config", Path | None, "YAML file with options of this command; flags and environment win over it."),
-        ("json_", bool | None, "Print the result as one JSON object on stdout; everything else goes to stderr."),
-        ("progress", Literal["auto", "bar", "lines", "off"] | None, "How progress is shown (auto: bar on a terminal)."),
-        ("events", Path | None, "Also append progress to this file, as JSON Lines."),
-    ):
+    for field, kind, help_ in GENERAL_OPTIONS:
         parameters.append(parameter(field, kind, help_, GENERAL, None, None, False))
 
     def given(**flags: Any) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class Option:
 class Result(BaseModel):
     """What a command did. `--json` prints it; `summary()` is what a person reads."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", defer_build=True)
 
     status: Literal["done", "some_failed", "stopped", "interrupted", "dry_run"] = "done"
     """How it ended."""
@@ -58,7 +58,7 @@ class Result(BaseModel):
 class Command(BaseModel):
     """Base of every command model."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, defer_build=True)
 
     work: ClassVar[str]
     """Where the work is, relative to `core.commands`: "..generation.generate:generate"."""
