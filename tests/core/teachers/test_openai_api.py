@@ -1,4 +1,4 @@
-"""What a chat API answers, and what we do about it. The tables follow the errors that OpenRouter and OpenAI document."""
+"""What a chat API answers, and what we do about it. The tables follow what OpenRouter and OpenAI document."""
 
 import asyncio
 import email.utils
@@ -212,8 +212,9 @@ def test_other_models_that_would_do_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [{"error": "just words"}, {"detail": "just words"}, {"message": "just words"}, {"error": {"message": "just words"}}]
-)  # fmt: skip
+    "body",
+    [{"error": "just words"}, {"detail": "just words"}, {"message": "just words"}, {"error": {"message": "just words"}}],
+)
 def test_the_providers_own_words_are_found_in_every_shape(body: dict[str, Any]) -> None:
     assert "just words" in str(raised(400, body))
 
