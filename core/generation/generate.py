@@ -15,6 +15,7 @@ import datetime
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import orjson
 
 from .. import __version__
 from ..commands.generate_teacher_data import Generated, GenerateTeacherData, Plan
-from ..data.jsonlines import FOREIGN, Journal, Row, sound_length
+from ..data.jsonlines import FOREIGN, Journal, Row, cannot_write, lock, sound_length
 from ..data.keys import KeyCounts, work_key
 from ..data.prompts import BadRow, Prompt, PromptOptions, open_prompts
 from ..data.run import Run, write_json
@@ -71,6 +72,8 @@ def generate(options: GenerateTeacherData, run: Run) -> Generated | Plan:
 
 
 async def _generate(options: GenerateTeacherData, run: Run) -> Generated | Plan:
+    if same_file(options.input, options.output):  # the rows that are added would be read as prompts, for ever
+        raise UsageError(f"--input and --output are the same file, {options.output}. Choose another --output.")
     teacher = open_teacher(options)
     try:
         reading = PromptOptions(options.prompt_key, options.system, options.limit)
@@ -179,8 +182,9 @@ class Generation:
 
     def reject(self, row: Row) -> str | None:
         """Why the filters keep a row out, or None."""
-        text = row["messages"][-1].get("content") or ""
-        return self.filters.reject(text, row["metadata"]["finish_reason"])
+        text, metadata = row["messages"][-1].get("content") or "", row["metadata"]
+        marked = "refusal" if metadata.get("rejected_because") == "refusal" else ""  # perhaps by the provider alone
+        return self.filters.reject(text, metadata["finish_reason"], marked)
 
     def scan(self) -> "Scan":
         """The first pass. Raises InputError when no row can be used."""
@@ -270,12 +274,21 @@ class Generation:
                 journal.close()
 
     def _move_aside(self) -> None:
-        for path in (self.output, self.rejected_path, self.failures_path, self.run_path):
-            if path.is_file():
+        """For --overwrite. Raises UsageError before anything is moved: no usable prompt, or another run's output."""
+        if not any(isinstance(row, Prompt) for row, _ in self.rows()):
+            self.scan()
+        files = [p for p in (self.output, self.rejected_path, self.failures_path, self.run_path) if p.is_file()]
+        with ExitStack() as held:
+            for path in files:
+                lock(held.enter_context(open(path, "rb")).fileno(), path)
+            for path in files:
                 aside, number = beside(path, ".old"), 2
                 while aside.exists():
                     aside, number = beside(path, f".old{number}"), number + 1
-                path.rename(aside)
+                try:
+                    path.rename(aside)
+                except OSError as error:
+                    raise UsageError(cannot_write(aside, error)) from None
 
     async def _run(self, price: Price | None, rows: Journal, rejected: Journal, failures: Journal) -> Generated:
         progress = self.context.progress
@@ -443,11 +456,15 @@ class Generation:
             self.settled_again.add(key)
 
     def _forget_failures(self, failures: Journal, before: int) -> None:
-        """Drop what earlier runs wrote about work that has been settled since."""
+        """Drop what earlier runs wrote about work that has been settled since, and about bad rows: those that are
+        still bad were written again."""
+
+        def keep(offset: int, row: Row) -> bool:
+            settled = row["id"] in self.settled_again or row["id"] in self.done or row.get("reason") == "bad_row"
+            return offset >= before or not settled
+
         if len(self.failed_before):
-            failures.rewrite(
-                lambda offset, row: offset >= before or not (row["id"] in self.settled_again or row["id"] in self.done)
-            )
+            failures.rewrite(keep)
 
     # ---- the end ---------------------------------------------------------------------------------------------
 
@@ -492,7 +509,7 @@ class Generation:
         """Add this run to <output>.run.json."""
         runs: list[Any] = []
         try:
-            runs = orjson.loads(self.run_path.read_bytes())["runs"]
+            runs = list(orjson.loads(self.run_path.read_bytes())["runs"])
         except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
             pass  # the first run, or a damaged record: the rows are what counts
         options = self.options.model_dump(mode="json")
@@ -505,7 +522,10 @@ class Generation:
             "result": None,
         }
         runs.append(record)
-        write_json(self.run_path, {"runs": runs})
+        try:
+            write_json(self.run_path, {"runs": runs})
+        except OSError as error:
+            raise UsageError(cannot_write(self.run_path, error)) from None
         return {"runs": runs}
 
     def _record_end(self, record: dict[str, Any], result: Generated) -> None:
@@ -573,6 +593,14 @@ class Tally:
             last = f" (last: {said[:160]})" if said and reason != "bad_row" else ""
             lines.append(f"{count:,} {reason}: {ADVICE.get(reason, 'read the messages')}{last}")
         return lines
+
+
+def same_file(source: str, output: Path) -> bool:
+    """Whether the prompts are read from the file that the rows would be written to."""
+    try:
+        return output.samefile(source)
+    except (OSError, ValueError):  # one of them does not exist, or is no path at all
+        return False
 
 
 def beside(path: Path, suffix: str) -> Path:

@@ -213,10 +213,10 @@ def test_other_models_that_would_do_are_named() -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [{"error": "just words"}, {"detail": "just words"}, {"message": "just words"}, {"error": {"message": "just words"}}],
+    [{"error": "our words"}, {"detail": "our words"}, {"message": "our words"}, {"error": {"message": "our words"}}],
 )
 def test_the_providers_own_words_are_found_in_every_shape(body: dict[str, Any]) -> None:
-    assert "just words" in str(raised(400, body))
+    assert "our words" in str(raised(400, body))
 
 
 # ---- how long to be silent --------------------------------------------------------------------------------------
