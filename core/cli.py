@@ -114,6 +114,9 @@ def parse(name: str, model: "type[Command]", argv: Sequence[str]) -> dict[str, A
         return None
     import cyclopts
 
+    for at in range(len(argv) - 1, 0, -1):  # "--input -": a lone hyphen is a value, which the parser takes for a flag
+        if argv[at] == "-" and argv[at - 1].startswith("-"):
+            argv = [*argv[: at - 1], argv[at - 1] + "=-", *argv[at + 1 :]]
     app = application(name, model, show=False)
     try:
         given: dict[str, Any] = app(list(argv), exit_on_error=False, print_error=False, result_action="return_value")

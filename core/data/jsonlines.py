@@ -4,6 +4,7 @@ Lines end at "\\n" alone. Python's text mode and `str.splitlines` also break at 
 stand unescaped inside a JSON string, so everything here reads bytes.
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -132,10 +133,13 @@ class Journal:
 
     def close(self) -> None:
         """Sync and give the lock back. An empty file is removed: it would look like a result."""
-        os.fsync(self._handle)
-        if self._end == 0:
-            self.path.unlink(missing_ok=True)
-        os.close(self._handle)
+        try:
+            os.fsync(self._handle)
+            if self._end == 0:
+                with contextlib.suppress(OSError):  # in a folder that may not be written, an empty file stays
+                    self.path.unlink()
+        finally:
+            os.close(self._handle)
 
 
 def lock(handle: int, path: Path) -> None:
