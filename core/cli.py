@@ -117,11 +117,12 @@ def parse(name: str, model: "type[Command]", argv: Sequence[str]) -> dict[str, A
     for at in range(len(argv) - 1, 0, -1):  # "--input -": a lone hyphen is a value, which the parser takes for a flag
         if argv[at] == "-" and argv[at - 1].startswith("-"):
             argv = [*argv[: at - 1], argv[at - 1] + "=-", *argv[at + 1 :]]
-    app = application(name, model, show=False)
+    app = parser(name, model)
     try:
         given: dict[str, Any] = app(list(argv), exit_on_error=False, print_error=False, result_action="return_value")
     except cyclopts.CycloptsError as error:
-        raise UsageError(f"{error} See --help.") from None
+        message = str(error).replace("Unused Tokens:", "not an option, and no option takes it:")
+        raise UsageError(f"{message} See --help.") from None
     return given
 
 
@@ -133,7 +134,7 @@ def help_of(name: str, model: "type[Command]") -> str:
     from .commands.help import Line, help_text, option_line
 
     general = [
-        option_line(field.strip("_"), Option(GENERAL), FieldInfo(annotation=kind, default=None, description=help_))
+        option_line(field, Option(GENERAL), FieldInfo(annotation=kind, default=None, description=help_))
         for field, kind, help_ in GENERAL_OPTIONS
     ]
     general.append(Line(GENERAL, "--help, -h", "Show this and leave.", required=False))
@@ -149,67 +150,35 @@ def print_all(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def application(name: str, model: "type[Command]", *, show: bool) -> "cyclopts.App":
-    """A cyclopts application made from a command model.
+def parser(name: str, model: "type[Command]") -> "cyclopts.App":
+    """A cyclopts application whose call returns the flags that were given.
 
-    show: for `--help`, with defaults and requirements. Otherwise every flag is optional and the call returns only
-    those that were given, because environment and YAML come after the flags.
+    Every flag is optional to it, because environment and YAML come after the flags; `resolve` knows what is required.
     """
     import cyclopts
-    from pydantic_core import PydanticUndefined
 
-    def parameter(
-        field: str, kind: Any, help_: str, group: str, short: str | None, default: Any, required: bool
-    ) -> inspect.Parameter:
-        names = ["--" + field.strip("_").replace("_", "-"), *([short] if short else [])]
-        details = cyclopts.Parameter(
-            name=names,
-            help=help_,
-            group=groups.setdefault(group, cyclopts.Group(group, sort_key=len(groups))),
-            required=required and show,
-            show_default=show and default is not None and default is not PydanticUndefined,
-            show_choices=True,
-            accepts_keys=False,
-            converter=_json_object if field == "extra_body" else None,
-        )
-        return inspect.Parameter(
-            field,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if required and show else (default if show else None),
-            annotation=Annotated[kind if show else kind | None, details],
-        )
+    from .commands.base import flag
 
-    groups: dict[str, cyclopts.Group] = {}
-    parameters: list[inspect.Parameter] = []
-    for field, info in model.model_fields.items():
-        option = model.option(field)
-        help_ = (info.description or "") + (f" [env: {option.env}]" if option.env else "")
-        required = info.is_required()
-        default = None if required else info.default
-        parameters.append(parameter(field, info.annotation, help_, option.group, option.short, default, required))
-    for field, kind, help_ in GENERAL_OPTIONS:
-        parameters.append(parameter(field, kind, help_, GENERAL, None, None, False))
+    def parameter(field: str, kind: Any, short: str | None = None) -> inspect.Parameter:
+        names = [flag(field), *([short] if short else [])]
+        converter = _json_object if kind == dict[str, Any] | None else None
+        details = cyclopts.Parameter(name=names, accepts_keys=False, converter=converter)
+        annotation = Annotated[kind | None, details]
+        return inspect.Parameter(field, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
     def given(**flags: Any) -> dict[str, Any]:
         return {key: value for key, value in flags.items() if value is not None}
 
-    setattr(given, "__signature__", inspect.Signature(parameters))  # noqa: B010 (pyright)
-    given.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    app = cyclopts.App(
-        name=f"python scripts/{name}.py",
-        help=paragraphs(inspect.getdoc(model) or ""),
-        help_epilogue="Examples:\n\n" + "\n\n".join(model.examples) + "\n\n" + EXIT_CODES + "\n",
-        version_flags=[],
-        help_format="plaintext",
-    )
-    app["--help"].group = cyclopts.Group(GENERAL, sort_key=99)
+    fields = [
+        parameter(field, info.annotation, model.option(field).short) for field, info in model.model_fields.items()
+    ]
+    general = [parameter(field, kind) for field, kind, _ in GENERAL_OPTIONS]
+    signature = inspect.Signature([*fields, *general])
+    setattr(given, "__signature__", signature)  # noqa: B010 (pyright)
+    given.__annotations__ = {parameter.name: parameter.annotation for parameter in signature.parameters.values()}
+    app = cyclopts.App(name=name, version_flags=[], help_flags=[])
     app.default(given)
     return app
-
-
-def paragraphs(text: str) -> str:
-    """The text with one line per paragraph, so that a terminal may wrap it at its own width."""
-    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
 
 
 EXIT_CODES = (

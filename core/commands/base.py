@@ -98,5 +98,5 @@ def choices(field: FieldInfo) -> list[str]:
 
 
 def flag(name: str) -> str:
-    """The command-line flag of a field: max_tokens -> --max-tokens."""
-    return "--" + name.replace("_", "-")
+    """The command-line flag of a field: max_tokens -> --max-tokens. (json_ is `json` where Python has that name.)"""
+    return "--" + name.strip("_").replace("_", "-")

@@ -160,16 +160,11 @@ class ApiTeacher:
         except (aiohttp.ClientError, OSError) as error:
             message = f"the connection broke: {type(error).__name__}"
             raise TransientError("connection", message, billed=True) from None
-        hidden = without_key(raw, self._key)
         try:
-            # Answers keep a short placeholder such as "ollama"; a real key has no place in training data.
-            return parse_answer(status, headers, hidden if len(self._key or "") >= 16 else raw, sampling.max_tokens)
-        except TeacherError:
-            try:  # an excerpt may cut the key in two, so it goes before anything is cut
-                return parse_answer(status, headers, hidden, sampling.max_tokens)
-            except TeacherError as error:
-                error.args = (redacted(str(error), self._key),)
-                raise error from None
+            return parse_answer(status, headers, without_key(raw, self._key), sampling.max_tokens)
+        except TeacherError as error:
+            error.args = (redacted(str(error), self._key),)
+            raise
 
     async def price(self) -> Price | None:
         """The model's price in the provider's list; None when there is no list, or it does not name the model."""
@@ -222,8 +217,11 @@ def environment_proxy(url: str) -> str | None:
 
 
 def without_key(raw: bytes, key: str | None) -> bytes:
-    """What arrived, with the API key blanked out wherever a server echoes it."""
-    return raw.replace(key.encode(), b"***") if key and len(key) >= 4 else raw
+    """What arrived, with the API key blanked out wherever a server echoes it: it has no place in training data.
+
+    A short placeholder such as "ollama" is no secret, and may be a word of an answer.
+    """
+    return raw.replace(key.encode(), b"***") if key and len(key) >= 16 else raw
 
 
 def merged(body: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:

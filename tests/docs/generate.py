@@ -15,7 +15,7 @@ from typing import Any, get_args
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from core.cli import GENERAL, application
+from core.cli import GENERAL, GENERAL_OPTIONS
 from core.commands import Command, load
 from core.commands.base import choices, flag
 
@@ -41,7 +41,7 @@ def tables(name: str) -> str:
     for group, members in groupby(fields, key=lambda item: model.option(item[0]).group):
         rows = [row(model, field, info) for field, info in members]
         parts.append(table(group, rows))
-    parts.append(table(GENERAL, general(name, model)))
+    parts.append(table(GENERAL, general()))
     return "\n" + "\n".join(parts) + "\n"
 
 
@@ -72,19 +72,15 @@ def default_of(info: FieldInfo) -> str:
     return f"`{value}`"
 
 
-def general(name: str, model: type[Command]) -> list[tuple[str, str, str]]:
+def general() -> list[tuple[str, str, str]]:
     """The options that every command has."""
-    command = application(name, model, show=True).default_command
     rows: list[tuple[str, str, str]] = []
-    for parameter in getattr(command, "__signature__").parameters.values():  # noqa: B009 (pyright)
-        kind, details = get_args(parameter.annotation)[:2]
-        if parameter.name not in model.model_fields:
-            allowed = [value for part in get_args(kind) for value in get_args(part)]
-            meaning = details.help + (
-                " One of " + ", ".join(f"`{value}`" for value in allowed) + "." if allowed else ""
-            )
-            default = "`auto`" if "auto" in allowed else "off" if bool in get_args(kind) else "none"
-            rows.append((f"`{details.name[0]}`", default, plain(meaning)))
+    for field, kind, meaning in GENERAL_OPTIONS:
+        allowed = choices(FieldInfo(annotation=kind))
+        if allowed:
+            meaning += " One of " + ", ".join(f"`{value}`" for value in allowed) + "."
+        default = "`auto`" if allowed else "off" if bool in get_args(kind) else "none"
+        rows.append((f"`{flag(field)}`", default, plain(meaning)))
     return rows
 
 

@@ -37,9 +37,9 @@ def make_tiny_model(folder: Path, *, template: str | None = CHATML, positions: i
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=positions,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=bpe.token_to_id("<|im_end|>"),
         bos_token_id=None,
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=bpe.token_to_id("<|endoftext|>"),
         tie_word_embeddings=False,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
