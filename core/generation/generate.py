@@ -389,7 +389,7 @@ class Generation:
 
     def _row(self, work: Work, completion: Completion, cost: float | None) -> Row:
         answer: Row = {"role": "assistant", "content": completion.text}
-        if self.options.keep_reasoning and completion.reasoning:
+        if self.options.keep_reasoning:  # "" too: `datasets` wants the same keys in every row
             answer["reasoning_content"] = completion.reasoning
         theirs = {f"input_{k}" if k in OURS else k: v for k, v in work.prompt.metadata.items()}
         usage = completion.usage

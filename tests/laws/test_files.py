@@ -18,7 +18,7 @@ from core.data.prompts import Prompt, PromptOptions, open_prompts
 
 texts = st.text(st.characters(codec="utf-8"), min_size=1).filter(lambda text: text.strip())
 awkward = [
-    "\u2028",
+    "\u2028x",
     "a\u2029b",
     "\ufeffa",
     "a\x85b",
