@@ -1,60 +1,32 @@
 """`generate_teacher_data`: prompts in, SFT-ready rows with a teacher's answers out; nothing paid for is lost.
 
 Two passes over the input: the first reads every row, finds what is wrong with it and what is missing in the output (so
-that mistakes and costs are known before anything is spent); the second asks.
-
-Files, for --output train.jsonl:
-    train.jsonl                  a row per answer, appended as it arrives
-    train.jsonl.rejected.jsonl   paid answers that the filters kept out; loosened filters take them back in
-    train.jsonl.failures.jsonl   what failed, and why; the next run tries it again
-    train.jsonl.run.json         every run: its options, where they came from, and its result
+that mistakes and costs are known before anything is spent); the second asks. The files are `books`' business.
 """
 
 import asyncio
-import datetime
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from .. import __version__
 from ..commands.generate_teacher_data import Generated, GenerateTeacherData, Plan
-from ..data.jsonlines import FOREIGN, Journal, Row, cannot_write, lock, sound_length
+from ..data.jsonlines import Row
 from ..data.keys import KeyCounts, work_key
 from ..data.prompts import BadRow, Prompt, PromptOptions, open_prompts
-from ..data.run import Run, write_json
-from ..errors import InputError, TeacherError, TeacherUnavailable, UsageError
+from ..data.run import Run
+from ..errors import InputError, RequestRejected, StoppedEarly, TeacherError, TeacherUnavailable, UsageError
 from ..teachers import Completer, Completion, Sampling, open_teacher
 from ..teachers.openai_api import ApiTeacher, Price
+from .books import Books
 from .engine import Engine, Limits
 from .filters import Filters
+from .tally import Tally
 
 OURS = ("teacher", "id", "sample", "index", "finish_reason", "usage", "cost", "reasoning", "rejected_because")
 """Keys of a row's metadata that we write; the same key in the input's metadata becomes input_<key>."""
-
-ADVICE = {
-    "timeout": "slow answers: a higher --timeout or a lower --max-tokens",
-    "connection": "the connection failed: is the server up, is --base-url right?",
-    "context_length": "longer than the teacher's context: shorten these prompts or lower --max-tokens",
-    "no_room_for_answer": "reasoning used up --max-tokens: raise it",
-    "over_budget": "one request exceeds the provider's budget: lower --max-tokens",
-    "not_found": "the provider does not serve this model or these options: check --model",
-    "invalid_request": "the provider does not accept these requests: read their messages",
-    "refused_by_provider": "the provider's rules refuse these prompts",
-    "content_filter": "the provider's content filter cut these answers",
-    "refusal": "the teacher refuses these prompts",
-    "bad_row": "rows of the input that cannot be used: mend them",
-    "upstream_error": "the provider had errors: run the same command again",
-    "broken_answer": "broken answers: run the same command again",
-    "empty_answer": "empty answers: run the same command again",
-    "truncated": "cut off by --max-tokens: raise it, or --no-drop-truncated takes these answers as they are",
-    "too_short": "shorter than --min-chars; a lower value takes these answers in without asking again",
-}
 
 
 @dataclass(frozen=True)
@@ -123,10 +95,7 @@ class Generation:
         self.options, self.context, self.teacher, self._prompts = options, run, teacher, prompts
         self.filters = Filters(options.min_chars, options.drop_truncated, options.drop_refusals)
         self.sampling = Sampling(options.max_tokens, options.temperature, options.top_p or 1.0)
-        self.output = options.output
-        self.rejected_path = beside(self.output, ".rejected.jsonl")
-        self.failures_path = beside(self.output, ".failures.jsonl")
-        self.run_path = beside(self.output, ".run.json")
+        self.books = Books(options.output, self.filters)
         self._asked_for = {
             "teacher": teacher.identity,
             "max_tokens": options.max_tokens,
@@ -134,11 +103,6 @@ class Generation:
             "top_p": self.sampling.top_p,
             "seed": options.seed,
         }
-        self.done = KeyCounts()
-        self.rejected_before = KeyCounts()
-        self.acceptable = KeyCounts()  # rejected before, and no longer by these filters
-        self.failed_before = KeyCounts()
-        self.settled_again = KeyCounts()
 
     # ---- what is wanted, and what is there -----------------------------------------------------------------
 
@@ -161,30 +125,8 @@ class Generation:
         for row, occurrence in self.rows():
             if isinstance(row, Prompt):
                 for work in self.works(row, occurrence):
-                    if work.key not in self.done and work.key not in self.rejected_before:
+                    if not self.books.has(work.key) and not self.books.rejects(work.key):
                         yield work
-
-    def inspect_output(self, number: int, row: Row) -> None:
-        """Remember a row of the output. Raises InputError when it is not one of ours."""
-        self.done.add(row_key(self.output, number, row))
-
-    def inspect_rejected(self, number: int, row: Row) -> None:
-        key = row_key(self.rejected_path, number, row)
-        if key not in self.done:
-            self.rejected_before.add(key)
-            if self.reject(row) is None:
-                self.acceptable.add(key)
-
-    def inspect_failures(self, number: int, row: Row) -> None:
-        if not isinstance(row.get("id"), str):
-            raise InputError(self.failures_path, number, f"not a failure of ours. {FOREIGN}")
-        self.failed_before.add(row["id"])
-
-    def reject(self, row: Row) -> str | None:
-        """Why the filters keep a row out, or None."""
-        text, metadata = row["messages"][-1].get("content") or "", row["metadata"]
-        marked = "refusal" if metadata.get("rejected_because") == "refusal" else ""  # perhaps by the provider alone
-        return self.filters.reject(text, metadata["finish_reason"], marked)
 
     def scan(self) -> "Scan":
         """The first pass. Raises InputError when no row can be used."""
@@ -197,11 +139,11 @@ class Generation:
                 continue
             scan.prompts += 1
             for work in self.works(row, occurrence):
-                if work.key in self.done:
+                if self.books.has(work.key):
                     scan.there += 1
-                elif work.key in self.acceptable:
+                elif self.books.would_accept(work.key):
                     scan.acceptable.add(work.key)
-                elif work.key in self.rejected_before:
+                elif self.books.rejects(work.key):
                     scan.rejected += 1
                 else:
                     scan.missing += 1
@@ -219,9 +161,8 @@ class Generation:
 
     async def dry_run(self, price: Price | None) -> Plan:
         """What `run` would ask and pay. Touches no file and makes no paid request."""
-        for path, inspect in self._files():
-            if path.is_file() and not self.options.overwrite:
-                sound_length(path, inspect)
+        if not self.options.overwrite:
+            self.books.read()
         scan = self.scan()
         self._tell_bad_rows(scan)
         tokens_in, tokens_out = scan.prompt_bytes // 4, scan.missing * self.options.max_tokens
@@ -244,14 +185,6 @@ class Generation:
             backend=self.teacher.backend,
         )
 
-    def _files(self) -> list[tuple[Path, Callable[[int, Row], None]]]:
-        """In this order: what is rejected depends on what is done."""
-        return [
-            (self.output, self.inspect_output),
-            (self.rejected_path, self.inspect_rejected),
-            (self.failures_path, self.inspect_failures),
-        ]
-
     def _tell_bad_rows(self, scan: "Scan") -> None:
         if scan.bad_rows:
             unseen = scan.bad_rows - len(scan.examples)
@@ -265,49 +198,39 @@ class Generation:
     async def run(self, price: Price | None) -> Generated:
         """Ask for everything that is missing. Raises UsageError before the first request when something is wrong."""
         if self.options.overwrite:
-            self._move_aside()
-        journals = [Journal(path, inspect) for path, inspect in self._files()]
-        try:
-            return await self._run(price, *journals)
-        finally:
-            for journal in journals:
-                journal.close()
+            if not any(isinstance(row, Prompt) for row, _ in self.rows()):
+                self.scan()  # says why, before anything is moved
+            self.books.move_aside()
+        with self.books.open():
+            return await self._run(price)
 
-    def _move_aside(self) -> None:
-        """For --overwrite. Raises UsageError before anything is moved: no usable prompt, or another run's output."""
-        if not any(isinstance(row, Prompt) for row, _ in self.rows()):
-            self.scan()
-        files = [p for p in (self.output, self.rejected_path, self.failures_path, self.run_path) if p.is_file()]
-        with ExitStack() as held:
-            for path in files:
-                lock(held.enter_context(open(path, "rb")).fileno(), path)
-            for path in files:
-                aside, number = beside(path, ".old"), 2
-                while aside.exists():
-                    aside, number = beside(path, f".old{number}"), number + 1
-                try:
-                    path.rename(aside)
-                except OSError as error:
-                    raise UsageError(cannot_write(aside, error)) from None
-
-    async def _run(self, price: Price | None, rows: Journal, rejected: Journal, failures: Journal) -> Generated:
+    async def _run(self, price: Price | None) -> Generated:
         progress = self.context.progress
         scan = self.scan()
         self._tell_bad_rows(scan)
-        record = self._record_start()
+        self.books.record_start(self._about())
         tally = Tally()
-        failures_before = failures.length
         if scan.acceptable:
-            self._accept(scan.acceptable, rows, rejected)
+            self.books.accept(scan.acceptable)
+            progress.note(
+                f"{len(scan.acceptable):,} answers that were rejected before are taken in; nothing is asked again"
+            )
+
+        def note_failure(key: str, place: str, sample: int, error: TeacherError, attempts: int) -> None:
+            tally.failure(error.reason, str(error))
+            about = {"reason": error.reason, "message": str(error), "attempts": attempts, "cost": error.cost_usd}
+            self.books.failed(key, place=place, sample=sample, **about)
+
         for row, _ in self.rows() if scan.bad_rows else ():
             if isinstance(row, BadRow):
-                key = work_key(["bad row", row.place, row.problem])
-                self._failure(failures, tally, key, row.place, 0, "bad_row", row.problem, 0, None)
+                problem = RequestRejected("bad_row", row.problem)
+                note_failure(work_key(["bad row", row.place, row.problem]), row.place, 0, problem, 0)
 
         if scan.missing:
             await self.teacher.prepare(progress.note)
         loop = asyncio.get_running_loop()
-        last_sync_s = loop.time()
+        last_sync_s, syncing = loop.time(), loop.create_future()
+        syncing.set_result(None)
 
         async def attempt(work: Work) -> Completion:
             # Greedy or not, equal requests may get equal answers from a provider's cache: further samples need seeds.
@@ -325,35 +248,18 @@ class Generation:
             return price.cost(message_bytes(work.prompt) + 16 * len(work.prompt.messages), self.options.max_tokens)
 
         def succeeded(work: Work, completion: Completion) -> None:
-            nonlocal last_sync_s
+            nonlocal last_sync_s, syncing
             cost = self._cost(completion, price)
-            row = self._row(work, completion, cost)
             reason = self.filters.reject(completion.text, completion.finish_reason, completion.refusal)
-            if reason:
-                row["metadata"]["rejected_because"] = reason
-                rejected.append(row)
-            else:
-                rows.append(row)
+            self.books.answered(self._row(work, completion, cost), reason)
             tally.answer(completion, cost, reason)
             progress.counts.tokens = tally.completion_tokens
-            if work.key in self.failed_before:
-                self.settled_again.add(work.key)
-            if loop.time() - last_sync_s > 1:
+            if loop.time() - last_sync_s > 1 and syncing.done():
                 last_sync_s = loop.time()
-                loop.run_in_executor(None, rows.sync)
+                syncing = loop.run_in_executor(None, self.books.sync)
 
         def failed(work: Work, error: TeacherError, attempts: int) -> None:
-            self._failure(
-                failures,
-                tally,
-                work.key,
-                work.prompt.place,
-                work.sample,
-                error.reason,
-                str(error),
-                attempts,
-                error.cost_usd,
-            )
+            note_failure(work.key, work.prompt.place, work.sample, error, attempts)
 
         engine: Engine[Work, Completion] = Engine(
             Limits(self.teacher.concurrency or self.options.concurrency, self.options.retries, self.options.max_cost),
@@ -373,10 +279,14 @@ class Generation:
             if scan.missing:
                 await engine.run(self.missing())
         finally:
+            await syncing
             progress.end()
-        self._forget_failures(failures, failures_before)
         result = self._result(scan, tally, engine, time.monotonic() - started_s)
-        self._record_end(record, result)
+        try:
+            self.books.forget_settled()
+            self.books.record_end(result.model_dump(mode="json"))
+        except StoppedEarly as error:  # a full disk: the rows are safe, and the summary is still to be shown
+            progress.note(str(error))
         return result
 
     def _cost(self, completion: Completion, price: Price | None) -> float | None:
@@ -411,61 +321,6 @@ class Generation:
             "metadata": {"teacher": self.teacher.model, **theirs, **ours},
         }
 
-    def _accept(self, keys: set[str], rows: Journal, rejected: Journal) -> None:
-        """Take answers in that looser filters no longer reject: they are paid for."""
-
-        def still_rejected(_: int, row: Row) -> bool:
-            key = row["metadata"]["id"]
-            if key in keys:
-                del row["metadata"]["rejected_because"]
-                rows.append(row)
-            return key not in keys and key not in self.done
-
-        rejected.rewrite(still_rejected, after_reading=rows.sync)
-        self.context.progress.note(
-            f"{len(keys):,} answers that were rejected before are taken in; nothing is asked again"
-        )
-
-    def _failure(
-        self,
-        failures: Journal,
-        tally: "Tally",
-        key: str,
-        place: str,
-        sample: int,
-        reason: str,
-        message: str,
-        attempts: int,
-        cost_usd: float | None,
-    ) -> None:
-        failures.append(
-            {
-                "id": key,
-                "place": place,
-                "sample": sample,
-                "reason": reason,
-                "message": message,
-                "attempts": attempts,
-                "cost": cost_usd,
-                "time": utc_now(),
-            }
-        )
-        tally.failures[reason] += 1
-        tally.last_message[reason] = message
-        if key in self.failed_before:
-            self.settled_again.add(key)
-
-    def _forget_failures(self, failures: Journal, before: int) -> None:
-        """Drop what earlier runs wrote about work that has been settled since, and about bad rows: those that are
-        still bad were written again."""
-
-        def keep(offset: int, row: Row) -> bool:
-            settled = row["id"] in self.settled_again or row["id"] in self.done or row.get("reason") == "bad_row"
-            return offset >= before or not settled
-
-        if len(self.failed_before):
-            failures.rewrite(keep)
-
     # ---- the end ---------------------------------------------------------------------------------------------
 
     def _result(self, scan: "Scan", tally: "Tally", engine: "Engine[Work, Completion]", seconds: float) -> Generated:
@@ -485,7 +340,7 @@ class Generation:
         return Generated(
             status=status,
             stopped_because=str(stopped) if stopped else None,
-            output=self.output,
+            output=self.options.output,
             model=self.teacher.model,
             backend=self.teacher.backend,
             rows=tally.kept + len(scan.acceptable),
@@ -505,35 +360,15 @@ class Generation:
             advice=tally.advice(),
         )
 
-    def _record_start(self) -> dict[str, Any]:
-        """Add this run to <output>.run.json."""
-        runs: list[Any] = []
-        try:
-            runs = list(orjson.loads(self.run_path.read_bytes())["runs"])
-        except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
-            pass  # the first run, or a damaged record: the rows are what counts
+    def _about(self) -> dict[str, Any]:
+        """This run, for the record."""
         options = self.options.model_dump(mode="json")
-        record: dict[str, Any] = {
+        return {
             "command": "generate_teacher_data",
             "version": __version__,
-            "started": utc_now(),
             "options": {k: {"value": v, "from": self.context.origins.get(k, "default")} for k, v in options.items()},
             "teacher": self.teacher.identity,
-            "result": None,
         }
-        runs.append(record)
-        try:
-            write_json(self.run_path, {"runs": runs})
-        except OSError as error:
-            raise UsageError(cannot_write(self.run_path, error)) from None
-        return {"runs": runs}
-
-    def _record_end(self, record: dict[str, Any], result: Generated) -> None:
-        record["runs"][-1] |= {"ended": utc_now(), "result": result.model_dump(mode="json")}
-        try:
-            write_json(self.run_path, record)
-        except OSError as error:  # a full disk: the rows are safe, and the summary is still to be shown
-            self.context.progress.note(f"{self.run_path} could not be written: {error.strerror}")
 
 
 class Scan:
@@ -545,56 +380,6 @@ class Scan:
         self.examples: list[str] = []
 
 
-class Tally:
-    """What a run has had so far, in memory that does not grow with the rows."""
-
-    def __init__(self) -> None:
-        self.kept = self.prompt_tokens = self.completion_tokens = 0
-        self.cost_known = True
-        self.rejected: Counter[str] = Counter()
-        self.failures: Counter[str] = Counter()
-        self.finish_reasons: Counter[str] = Counter()
-        self.last_message: dict[str, str] = {}
-        self._lengths: Counter[int] = Counter()
-
-    def answer(self, completion: Completion, cost: float | None, rejected: str | None) -> None:
-        if rejected:
-            self.rejected[rejected] += 1
-        else:
-            self.kept += 1
-        self.prompt_tokens += completion.usage.prompt_tokens
-        self.completion_tokens += completion.usage.completion_tokens
-        self.cost_known = self.cost_known and cost is not None
-        self.finish_reasons[completion.finish_reason] += 1
-        self._lengths[completion.usage.completion_tokens or len(completion.text) // 4] += 1
-
-    def quantiles(self) -> dict[str, int]:
-        """Smallest, quartiles, 90 % and largest length of the answers (nearest rank)."""
-        ordered = sorted(self._lengths.items())
-        total = sum(self._lengths.values())
-        if not total:
-            return {}
-        wanted = {"min": 0.0, "25%": 0.25, "median": 0.5, "75%": 0.75, "90%": 0.9, "max": 1.0}
-        found: dict[str, int] = {}
-        for name, share in wanted.items():
-            rank, passed = max(1, -int(-share * total // 1)), 0
-            for length, count in ordered:
-                passed += count
-                if passed >= rank:
-                    found[name] = length
-                    break
-        return found
-
-    def advice(self) -> list[str]:
-        """A line for each kind of failure and rejection."""
-        lines: list[str] = []
-        for reason, count in (self.failures + self.rejected).most_common():
-            said = self.last_message.get(reason)
-            last = f" (last: {said[:160]})" if said and reason != "bad_row" else ""
-            lines.append(f"{count:,} {reason}: {ADVICE.get(reason, 'read the messages')}{last}")
-        return lines
-
-
 def same_file(source: str, output: Path) -> bool:
     """Whether the prompts are read from the file that the rows would be written to."""
     try:
@@ -603,28 +388,6 @@ def same_file(source: str, output: Path) -> bool:
         return False
 
 
-def beside(path: Path, suffix: str) -> Path:
-    """train.jsonl, .run.json -> train.jsonl.run.json"""
-    return path.with_name(path.name + suffix)
-
-
-def row_key(path: Path, number: int, row: Any) -> str:
-    """The key of a row that we wrote. Raises InputError for any other."""
-    metadata = row.get("metadata") if isinstance(row, dict) else None
-    key = metadata.get("id") if isinstance(metadata, dict) else None
-    if not (isinstance(key, str) and len(key) == 32 and row.get("messages")):
-        raise InputError(path, number, f"not a row of generate_teacher_data. {FOREIGN}")
-    try:
-        int(key, 16)
-    except ValueError:
-        raise InputError(path, number, f"not a row of generate_teacher_data. {FOREIGN}") from None
-    return key
-
-
 def message_bytes(prompt: Prompt) -> int:
     """UTF-8 bytes of a prompt's texts."""
     return sum(len(str(message.get("content") or "").encode()) for message in prompt.messages)
-
-
-def utc_now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
