@@ -175,6 +175,8 @@ class Plan(Result):
     price_usd_per_million: tuple[float, float] | None
     price_source: str
     worst_case_usd: float | None
+    expected_usd: float | None = None
+    """Cost when new answers are as long as those in the output; None when there are none yet."""
     credit_left_usd: float | None = None
     model: str
     backend: str
@@ -197,6 +199,8 @@ class Plan(Result):
         ]
         if self.worst_case_usd is not None:
             lines.append(f"  cost        at most {self.worst_case_usd:.2f} USD, when every answer uses all its tokens")
+        if self.expected_usd is not None:
+            lines.append(f"              about {self.expected_usd:.2f} USD, when they are as long as those there already")
         if self.credit_left_usd is not None:
             lines.append(f"  credit      {self.credit_left_usd:.2f} USD left on this key")
         lines.append("next: the same command without --dry-run (add --max-cost to bound the spending)")

@@ -39,6 +39,7 @@ class Books:
         self._acceptable = KeyCounts()  # rejected by an earlier run, and no longer by these filters
         self._failed = KeyCounts()
         self._settled = KeyCounts()  # failed in an earlier run, settled by this one
+        self._answer_tokens = 0
         self._runs: list[Any] = []
 
     # ---- what is there -----------------------------------------------------------------------------------------
@@ -54,6 +55,11 @@ class Books:
     def would_accept(self, key: str) -> bool:
         """Whether the answer was kept out by an earlier run, and these filters let it in."""
         return key in self._acceptable
+
+    @property
+    def mean_answer_tokens(self) -> float | None:
+        """Mean length of the answers in the output, in tokens; None when there is none to go by."""
+        return self._answer_tokens / len(self._done) if self._answer_tokens else None
 
     def read(self) -> None:
         """Look at the files, and touch none. Raises InputError when they are not ours."""
@@ -71,6 +77,8 @@ class Books:
 
     def _inspect_output(self, number: int, row: Row) -> None:
         self._done.add(row_key(self.output, number, row))
+        usage = row["metadata"].get("usage")
+        self._answer_tokens += usage.get("completion_tokens", 0) if isinstance(usage, dict) else 0
 
     def _inspect_rejected(self, number: int, row: Row) -> None:
         key = row_key(self.rejected_path, number, row)

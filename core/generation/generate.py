@@ -166,6 +166,8 @@ class Generation:
         scan = self.scan()
         self._tell_bad_rows(scan)
         tokens_in, tokens_out = scan.prompt_bytes // 4, scan.missing * self.options.max_tokens
+        mean = self.books.mean_answer_tokens
+        expected = price.cost(tokens_in, scan.missing * mean) if price and mean else None
         credit = await self.teacher.credit_left_usd() if isinstance(self.teacher, ApiTeacher) else None
         endpoint = self.teacher.identity.get("endpoint")
         unknown = "computed on this machine" if self.teacher.local else f"{endpoint} lists none; see --price"
@@ -180,6 +182,7 @@ class Generation:
             price_usd_per_million=(price.prompt * 1e6, price.completion * 1e6) if price else None,
             price_source=price.source if price else unknown,
             worst_case_usd=price.cost(tokens_in, tokens_out) if price else (0.0 if self.teacher.local else None),
+            expected_usd=expected,
             credit_left_usd=credit,
             model=self.teacher.model,
             backend=self.teacher.backend,
