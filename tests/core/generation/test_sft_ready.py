@@ -143,7 +143,8 @@ def test_the_output_trains_in_trl_and_the_loss_sees_the_answers_only(folder: Pat
     pytest.importorskip("trl")
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
-    from trl import SFTConfig, SFTTrainer
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
 
     write_rows(folder / "prompts.jsonl", mixed_prompts(4))
     mock.configure(reasoning="reasoning")
@@ -151,7 +152,12 @@ def test_the_output_trains_in_trl_and_the_loss_sees_the_answers_only(folder: Pat
     rows = read_rows(folder / "train.jsonl")
     tokenizer = tiny_tokenizer([message["content"] for row in rows for message in row["messages"]])
     torch.manual_seed(0)
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=256, **shape))
     before = model.model.embed_tokens.weight.detach().clone()
     options = SFTConfig(
