@@ -431,8 +431,8 @@ def test_a_dry_run_says_what_it_would_cost_and_touches_nothing(folder: Path, ask
     assert plan["price_usd_per_million"] == [3.0, 15.0]
     # 20,000 tokens at 15 USD a million are 0.30 USD, and 20 prompts of 22 characters 110 tokens at 3
     assert plan["worst_case_usd"] == pytest.approx(0.3 + 110 * 3e-6)
-    # the four answers there have 100 tokens each, and 20 such answers cost 2,000 * 15e-6 = 0.03 USD
-    assert plan["expected_usd"] == pytest.approx(0.03 + 110 * 3e-6)
+    # the four answers there have 12 tokens each, and 20 such answers cost 240 * 15e-6 = 0.0036 USD
+    assert plan["expected_usd"] == pytest.approx(0.0036 + 110 * 3e-6)
     assert ask("--dry-run").result["answers_there"] == 4
     assert mock.requests == 0
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
