@@ -200,7 +200,9 @@ class Plan(Result):
         if self.worst_case_usd is not None:
             lines.append(f"  cost        at most {self.worst_case_usd:.2f} USD, when every answer uses all its tokens")
         if self.expected_usd is not None:
-            lines.append(f"              about {self.expected_usd:.2f} USD, when they are as long as those there already")
+            lines.append(
+                f"              about {self.expected_usd:.2f} USD, when they are as long as those there already"
+            )
         if self.credit_left_usd is not None:
             lines.append(f"  credit      {self.credit_left_usd:.2f} USD left on this key")
         lines.append("next: the same command without --dry-run (add --max-cost to bound the spending)")

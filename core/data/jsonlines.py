@@ -62,10 +62,8 @@ class Journal:
     def __init__(self, path: Path, inspect: Callable[[int, Row], None]) -> None:
         """Raises UsageError: not a regular file, not writable, another writer, somebody else's rows."""
         self.path = path
+        check_place(path)
         try:
-            if path.exists() and not path.is_file():
-                kind = "a directory" if path.is_dir() else "not a regular file"
-                raise UsageError(f"{path} is {kind}. Name a file with --output.")
             self._handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         except OSError as error:
             raise UsageError(cannot_write(path, error)) from None
@@ -161,6 +159,17 @@ def lock(handle: int, path: Path) -> None:
 
 
 FOREIGN = "This file holds something else; choose another --output, or --overwrite to move it aside."
+
+
+def check_place(path: Path) -> None:
+    """Raises UsageError for a path that can hold no journal: in a folder that is not there, or no regular file."""
+    try:
+        if path.exists() and not path.is_file():
+            kind = "a directory" if path.is_dir() else "not a regular file"
+            raise UsageError(f"{path} is {kind}. Name a file with --output.")
+        path.parent.stat()
+    except OSError as error:
+        raise UsageError(cannot_write(path, error)) from None
 
 
 def cannot_write(path: Path, error: OSError) -> str:

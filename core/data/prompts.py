@@ -204,13 +204,14 @@ def _csv(path: Path, name: str) -> Iterator[tuple[str, Any]]:
         if isinstance(header, _Unusable):
             raise InputError(path, 1, f"{header} Convert the file, for example: iconv -f LATIN1 -t UTF-8")
         while True:
-            line = reader.line_num + 1
             try:
                 row = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
                 raise InputError(path, reader.line_num, f"not CSV: {error}.") from None
+            # The reader stands at the row's last line; every line break within a field is one line before it.
+            line = reader.line_num - sum(str(value).count("\n") for value in row.values())
             if row.get(""):
                 yield f"{name}:{line}", _Unusable("more fields than columns. Quote fields that hold a comma.")
             else:

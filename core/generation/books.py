@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from ..data.jsonlines import FOREIGN, Journal, Row, cannot_write, lock, sound_length
+from ..data.jsonlines import FOREIGN, Journal, Row, cannot_write, check_place, lock, sound_length
 from ..data.keys import KeyCounts
 from ..data.run import write_json
 from ..errors import InputError, StoppedEarly, UsageError
@@ -62,7 +62,8 @@ class Books:
         return self._answer_tokens / len(self._done) if self._answer_tokens else None
 
     def read(self) -> None:
-        """Look at the files, and touch none. Raises InputError when they are not ours."""
+        """Look at the files, and touch none. Raises UsageError when a run could not use them."""
+        check_place(self.output)
         for path, inspect in self._files():
             if path.is_file():
                 sound_length(path, inspect)

@@ -116,7 +116,7 @@ class Engine(Generic[W, A]):
         """
         loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
-        self._stop.subscribe(lambda: loop.call_soon_threadsafe(self._wake.set))
+        self._stop.subscribe(lambda: loop.is_closed() or loop.call_soon_threadsafe(self._wake.set))
         self._fruitful_s = loop.time()
         source = iter(works)
         more = True

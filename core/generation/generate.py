@@ -290,6 +290,8 @@ class Generation:
             self.books.record_end(result.model_dump(mode="json"))
         except StoppedEarly as error:  # a full disk: the rows are safe, and the summary is still to be shown
             progress.note(str(error))
+        if isinstance(engine.stopped, TeacherUnavailable) and engine.stopped.usage and not result.finish_reasons:
+            raise UsageError(str(engine.stopped))
         return result
 
     def _cost(self, completion: Completion, price: Price | None) -> float | None:
@@ -304,7 +306,10 @@ class Generation:
         answer: Row = {"role": "assistant", "content": completion.text}
         if self.options.keep_reasoning:  # "" too: `datasets` wants the same keys in every row
             answer["reasoning_content"] = completion.reasoning
-        theirs = {f"input_{k}" if k in OURS else k: v for k, v in work.prompt.metadata.items()}
+        theirs = dict(work.prompt.metadata)
+        for name in OURS:
+            if name in theirs:
+                theirs[free_name(f"input_{name}", theirs)] = theirs.pop(name)
         usage = completion.usage
         ours = {
             "id": work.key,
@@ -329,8 +334,6 @@ class Generation:
     def _result(self, scan: "Scan", tally: "Tally", engine: "Engine[Work, Completion]", seconds: float) -> Generated:
         stopped = engine.stopped
         answered = tally.kept + sum(tally.rejected.values())
-        if isinstance(stopped, TeacherUnavailable) and stopped.usage and not answered:
-            raise UsageError(str(stopped))
         remaining = scan.missing - answered
         status = "done"
         if stopped:
@@ -389,6 +392,13 @@ def same_file(source: str, output: Path) -> bool:
         return output.samefile(source)
     except (OSError, ValueError):  # one of them does not exist, or is no path at all
         return False
+
+
+def free_name(name: str, taken: Row) -> str:
+    """The name, with "input_" before it as often as it takes to be new."""
+    while name in taken:
+        name = f"input_{name}"
+    return name
 
 
 def message_bytes(prompt: Prompt) -> int:

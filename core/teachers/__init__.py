@@ -75,5 +75,6 @@ def open_teacher(options: "GenerateTeacherData") -> Completer:
         timeout_s=options.timeout,
         connections=options.concurrency,
         require_distillable=options.require_distillable,
+        require_parameters=options.seed is not None,
         extra_body=options.extra_body,
     )

@@ -68,6 +68,7 @@ class ApiTeacher:
         timeout_s: float = 120,
         connections: int = 5,
         require_distillable: bool = False,
+        require_parameters: bool = False,
         extra_body: Mapping[str, Any] | None = None,
     ) -> None:
         """Raises MissingKey when the provider needs a key and none is set."""
@@ -75,7 +76,14 @@ class ApiTeacher:
         self.model, self.backend = model, backend
         self.endpoint = base_url or home
         self._extra_body = dict(extra_body or {})
-        self._require_distillable = require_distillable
+        self._provider = {  # OpenRouter's routing; without require_parameters it ignores a seed without a word
+            name: True
+            for name, asked in (
+                ("enforce_distillable_text", require_distillable),
+                ("require_parameters", require_parameters),
+            )
+            if asked
+        }
         key_name = api_key_env or key_name
         if base_url and not api_key_env:  # servers of one's own often have no key
             self._key = credential(key_name)
@@ -123,8 +131,8 @@ class ApiTeacher:
                 body["top_p"] = sampling.top_p
         if sampling.seed is not None:
             body["seed"] = sampling.seed
-        if self.backend == "openrouter" and self._require_distillable:
-            body["provider"] = {"enforce_distillable_text": True}
+        if self.backend == "openrouter" and self._provider:
+            body["provider"] = self._provider
         return merged(body, self._extra_body)
 
     @property

@@ -121,7 +121,8 @@ def test_csv_fields_may_hold_commas_quotes_and_line_breaks(tmp_path: Path) -> No
     assert first.messages[0]["content"] == 'one, "two"\r\nthree'
     assert first.metadata == {"category": "x"}
     assert second.messages[0]["content"] == "plain\u2028line"
-    assert first.place == f"{file}:2"
+    # line 1 is the header, 2 and 3 the first row, 4 is blank
+    assert (first.place, second.place) == (f"{file}:2", f"{file}:5")
 
 
 def test_tsv_and_another_column(tmp_path: Path) -> None:

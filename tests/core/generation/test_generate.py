@@ -54,7 +54,7 @@ def test_a_row_holds_the_conversation_and_everything_about_the_answer(folder: Pa
         "category": "x",
         "id": "theirs",
         "teacher": 7,
-        "metadata": {"usage": [1], "deep": {"a": 1}},
+        "metadata": {"usage": [1], "deep": {"a": 1}, "input_id": "also theirs"},
     }
     write_rows(folder / "prompts.jsonl", [{"oops": 1}, row])
     assert ask("--system", "Be kind.").code == 1  # the first row is bad
@@ -72,7 +72,8 @@ def test_a_row_holds_the_conversation_and_everything_about_the_answer(folder: Pa
     assert metadata["cost"] == pytest.approx(7 * 3e-6 + 12 * 15e-6)
     assert len(metadata["id"]) == 32
     assert (metadata["category"], metadata["deep"]) == ("x", {"a": 1})
-    assert (metadata["input_id"], metadata["input_teacher"], metadata["input_usage"]) == ("theirs", 7, [1])
+    assert (metadata["input_input_id"], metadata["input_id"]) == ("theirs", "also theirs")
+    assert (metadata["input_teacher"], metadata["input_usage"]) == (7, [1])
 
 
 @pytest.mark.usefixtures("prompts")
@@ -444,6 +445,14 @@ def test_a_dry_run_without_a_list_of_prices_says_so(generate: Generate) -> None:
     assert outcome.code == 0
     assert outcome.result["price_usd_per_million"] is None
     assert "unknown (http://127.0.0.1:1/v1 lists none; see --price)" in outcome.stderr
+
+
+@pytest.mark.usefixtures("prompts")
+def test_a_dry_run_finds_that_the_output_has_no_place(ask: Generate, folder: Path) -> None:
+    outcome = ask("--dry-run", "--output", "nowhere/train.jsonl")
+    assert (outcome.code, "mkdir -p nowhere" in outcome.stderr) == (2, True)
+    outcome = ask("--dry-run", "--output", str(folder))
+    assert (outcome.code, "is a directory" in outcome.stderr) == (2, True)
 
 
 # ---- seeds -----------------------------------------------------------------------------------------------------

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from core.commands.generate_teacher_data import GenerateTeacherData
 from core.errors import MissingKey, RequestRejected, TeacherError, TeacherUnavailable, Throttled, TransientError
+from core.teachers import open_teacher
 from core.teachers.openai_api import ApiTeacher, parse_answer, retry_after_s
 from core.teachers.protocol import Completion, Sampling, Usage
 from tests.support.running import KEY, Mock, Received, Reply, chat_answer, small_server
@@ -284,6 +286,17 @@ def test_the_body_for_openrouter() -> None:
         "seed": 5,
         "provider": {"enforce_distillable_text": True, "sort": "price"},
     }
+
+
+@pytest.mark.usefixtures("keys")
+def test_a_seed_that_was_asked_for_goes_only_to_providers_that_take_one() -> None:
+    seeded = open_teacher(GenerateTeacherData(input="p.txt", model="a/b", seed=1))
+    unseeded = open_teacher(GenerateTeacherData(input="p.txt", model="a/b"))
+    assert isinstance(seeded, ApiTeacher)
+    assert isinstance(unseeded, ApiTeacher)
+    assert seeded.body(MESSAGES, Sampling(9, 0.7, seed=5))["provider"] == {"require_parameters": True}
+    # a further sample gets a seed of its own, and does without where a provider has none
+    assert "provider" not in unseeded.body(MESSAGES, Sampling(9, 0.7, seed=5))
 
 
 @pytest.mark.usefixtures("keys")
