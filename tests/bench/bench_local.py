@@ -68,7 +68,12 @@ async def bench_gguf(rounds: int, llama_bench: str, threads: int) -> dict[str, A
     ours = GgufTeacher(model, preferred_quant="Q4_K_M", n_gpu_layers=0, n_ctx=1024, threads=threads)
     await ours.prepare(lambda note: None)
     await tokens_per_second(ours, 1, 8)
-    command = [llama_bench, "-m", model, "-p", "0", "-n", str(TOKENS), "-t", str(threads), "-r", "1", "-o", "json"]
+    question = [{"role": "user", "content": QUESTION.format(0)}]
+    depth = (await ours.complete(question, Sampling(1, 0.0))).usage.prompt_tokens
+    # The same work: TOKENS tokens after a context of the same depth. (The prompt itself is evaluated by the warm-up
+    # and kept in llama.cpp's cache, so neither side pays for it.)
+    command = [llama_bench, "-m", model, "-p", "0", "-n", str(TOKENS), "-d", str(depth), "-t", str(threads)]
+    command += ["-r", "1", "-o", "json"]
     speeds: dict[str, list[float]] = {"llama-bench": [], "gguf teacher": []}
     for _ in range(rounds):
         out = subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8").stdout
