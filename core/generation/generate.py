@@ -193,7 +193,7 @@ class Generation:
             unseen = scan.bad_rows - len(scan.examples)
             more = f"\n  ... and {unseen:,} more" if unseen else ""
             self.context.progress.note(
-                f"{scan.bad_rows:,} rows cannot be used:\n  " + "\n  ".join(scan.examples) + more
+                f"unusable rows: {scan.bad_rows:,}\n  " + "\n  ".join(scan.examples) + more
             )
 
     # ---- run -------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from .locate import locate
 from .protocol import Completion, Message, Sampling, Usage, split_thinking
 
 if TYPE_CHECKING:
-    from llama_cpp import Llama
+    from llama_cpp import Llama  # pyright: ignore[reportMissingImports] (an extra)
 
 
 class GgufTeacher:
@@ -41,7 +41,7 @@ class GgufTeacher:
         await asyncio.get_running_loop().run_in_executor(self._pool, self._load)
 
     def _load(self) -> None:
-        from llama_cpp import Llama
+        from llama_cpp import Llama  # pyright: ignore[reportMissingImports]
 
         try:
             llama = Llama(
