@@ -192,9 +192,7 @@ class Generation:
         if scan.bad_rows:
             unseen = scan.bad_rows - len(scan.examples)
             more = f"\n  ... and {unseen:,} more" if unseen else ""
-            self.context.progress.note(
-                f"unusable rows: {scan.bad_rows:,}\n  " + "\n  ".join(scan.examples) + more
-            )
+            self.context.progress.note(f"unusable rows: {scan.bad_rows:,}\n  " + "\n  ".join(scan.examples) + more)
 
     # ---- run -------------------------------------------------------------------------------------------------
 
