@@ -7,9 +7,12 @@ without the dependencies gets one line and no traceback.
 import importlib
 import importlib.util
 import inspect
+import json
 import os
 import shutil
 import sys
+import textwrap
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -44,13 +47,24 @@ def main(name: str, argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def run(name: str, argv: Sequence[str]) -> tuple[int, bool]:
-    """(exit code, whether the user asked to leave at once). Errors are printed to stderr, never raised."""
+    """(exit code, whether the user asked to leave at once). Errors are printed to stderr, never raised.
+
+    With --json an error is an object on stdout too: {"status": "error", "error": message}.
+    """
     try:
         check_dependencies()
         return _run(name, argv)
     except DistillError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
+        if "--json" in argv:
+            print(json.dumps({"status": "error", "error": str(error)}), flush=True)
         return error.exit_code, False
+    except Exception:  # a mistake of ours: exit code 1 would say that only some rows failed
+        traceback.print_exc()
+        print(
+            f"{name}: this is a bug; please report it with the lines above. What was finished is kept.", file=sys.stderr
+        )
+        return ExitCode.STOPPED, False
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return ExitCode.INTERRUPTED, True
@@ -104,7 +118,8 @@ def describe(command: "Command", origins: dict[str, str]) -> str:
 
     named = [f"{name} = {shown(name)}  ({origins[name]})" for name in origins if origins[name] != "default"]
     rest = [f"{name}={shown(name)}" for name in origins if origins[name] == "default"]
-    return "\n".join([*named, *(["defaults: " + " ".join(rest)] if rest else [])])
+    defaults = textwrap.wrap("defaults: " + " ".join(rest), 118, subsequent_indent="  ", break_on_hyphens=False)
+    return "\n".join([*named, *(defaults if rest else [])])
 
 
 def parse(name: str, model: "type[Command]", argv: Sequence[str]) -> dict[str, Any] | None:
@@ -189,8 +204,6 @@ EXIT_CODES = (
 
 def _json_object(_: Any, tokens: Sequence[Any]) -> dict[str, Any]:
     """Converts --extra-body's value. Raises ValueError with the position for broken JSON."""
-    import json
-
     value = json.loads(tokens[0].value)
     if not isinstance(value, dict):
         raise ValueError(f"a JSON object is needed, not {type(value).__name__}")

@@ -1,5 +1,10 @@
 #!/usr/bin/env python3
-"""The main job, offline, with a small real teacher. See --help."""
+"""The main job, offline, with a small real teacher.
+
+    python scripts/demo.py
+
+--help has all options.
+"""
 
 import sys
 from pathlib import Path

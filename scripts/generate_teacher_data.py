@@ -1,5 +1,11 @@
 #!/usr/bin/env python3
-"""Prompts in, a teacher's answers out. See --help."""
+"""Prompts in, a teacher's answers out.
+
+    python scripts/generate_teacher_data.py --input prompts.txt --dry-run
+    python scripts/generate_teacher_data.py --input prompts.jsonl --model openai/gpt-5.2 --max-cost 5
+
+--help has all options.
+"""
 
 import sys
 from pathlib import Path

@@ -21,6 +21,22 @@ INPUT, TEACHER, SAMPLING, RUN, MONEY, KEEP, LOCAL = (
 )
 
 
+OWN_FIELDS = {
+    "model": "is --model",
+    "messages": "come from --input",
+    "max_tokens": "is --max-tokens",
+    "max_completion_tokens": "is --max-tokens",
+    "temperature": "is --temperature",
+    "top_p": "is --top-p",
+    "seed": "is --seed",
+    "n": "is --samples: each answer is a request of its own",
+    "stream": "is not supported: answers are read whole",
+    "tools": "are not for this command: its rows hold answers, not tool calls",
+    "functions": "are not for this command: its rows hold answers, not tool calls",
+}
+"""Fields of a request that --extra-body may not set, and why."""
+
+
 class GenerateTeacherData(Command):
     """Turn a file of prompts into SFT-ready rows with a teacher's answers.
 
@@ -59,7 +75,7 @@ class GenerateTeacherData(Command):
     base_url: Annotated[str | None, Option(TEACHER, mcp=True, hidden=True)] = None
     """Any OpenAI-compatible server (vLLM, llama-server, SGLang, LM Studio, Ollama), up to and with /v1."""
     api_key_env: Annotated[str | None, Option(TEACHER, hidden=True)] = Field(
-        default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$"
+        default=None, pattern=r"^[A-Z_][A-Z0-9_]*$"
     )
     """Name of the variable that holds the key (by default OPENROUTER_API_KEY, OPENAI_API_KEY or NVIDIA_API_KEY)."""
     system: Annotated[str | None, Option(TEACHER, "-s", mcp=True)] = None
@@ -67,7 +83,7 @@ class GenerateTeacherData(Command):
     extra_body: Annotated[dict[str, Any] | None, Option(TEACHER)] = None
     """JSON object merged into every request, for what a provider offers beyond these options."""
 
-    max_tokens: Annotated[int, Option(SAMPLING, mcp=True)] = Field(default=2048, ge=1)
+    max_tokens: Annotated[int, Option(SAMPLING, mcp=True)] = Field(default=2048, ge=1, le=10_000_000)
     """Longest answer, in tokens; reasoning counts."""
     temperature: Annotated[float, Option(SAMPLING, "-t", mcp=True)] = Field(default=0.7, ge=0, le=2)
     """Sampling temperature, 0 to 2."""
@@ -75,12 +91,12 @@ class GenerateTeacherData(Command):
     """Nucleus sampling: the share of probability to sample from."""
     samples: Annotated[int, Option(SAMPLING, mcp=True)] = Field(default=1, ge=1)
     """Answers per prompt; raising it later adds the missing ones."""
-    seed: Annotated[int | None, Option(SAMPLING)] = Field(default=None, ge=0)
+    seed: Annotated[int | None, Option(SAMPLING)] = Field(default=None, ge=0, le=2**63 - 1)
     """Base seed: every sample gets its own seed from it. At API teachers best effort."""
 
     concurrency: Annotated[int, Option(RUN, "-c", mcp=True)] = Field(default=5, ge=1)
     """Most requests in flight; falls under rate limits and recovers by itself."""
-    timeout: Annotated[float, Option(RUN)] = Field(default=120, gt=0)
+    timeout: Annotated[float, Option(RUN)] = Field(default=120, gt=0, le=86_400)
     """Seconds for one request."""
     retries: Annotated[int, Option(RUN)] = Field(default=5, ge=0)
     """Further attempts for a row after timeouts, 5xx and broken answers (rate limits do not count)."""
@@ -107,7 +123,7 @@ class GenerateTeacherData(Command):
     """gguf: the quantisation to take from a Hub repository."""
     n_gpu_layers: Annotated[int, Option(LOCAL)] = Field(default=-1, ge=-1)
     """gguf: layers to put on the GPU, -1 for all."""
-    n_ctx: Annotated[int, Option(LOCAL)] = Field(default=4096, ge=0)
+    n_ctx: Annotated[int, Option(LOCAL)] = Field(default=4096, ge=0, le=10_000_000)
     """gguf: context length in tokens, prompt and answer together; 0 for all that the model has."""
     threads: Annotated[int | None, Option(LOCAL)] = Field(default=None, ge=1)
     """gguf and hf: CPU threads (default: all cores)."""
@@ -148,6 +164,22 @@ class GenerateTeacherData(Command):
             raise ValueError("is not a URL such as http://127.0.0.1:8000/v1") from None
         return value.rstrip("/")
 
+    @field_validator("output")
+    @classmethod
+    def _a_file(cls, value: Path) -> Path:
+        if not value.name.strip():
+            raise ValueError("this names no file")
+        return value
+
+    @field_validator("extra_body")
+    @classmethod
+    def _leaves_our_fields_alone(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Keys, budget and rows rest on what these options say, so that they may not say otherwise here."""
+        for key in value or {}:
+            if key in OWN_FIELDS:
+                raise ValueError(f'"{key}" {OWN_FIELDS[key]}')
+        return value
+
     @model_validator(mode="after")
     def _options_that_need_another(self) -> "GenerateTeacherData":
         if self.base_url and self.backend in ("gguf", "hf"):
@@ -186,7 +218,7 @@ class Plan(Result):
             f"{self.price_usd_per_million[0]:g} / {self.price_usd_per_million[1]:g} USD per million prompt / "
             f"completion tokens ({self.price_source})"
             if self.price_usd_per_million
-            else f"unknown ({self.price_source})"
+            else self.price_source
         )
         lines = [
             f"dry run: nothing was asked or paid. Teacher {self.model} through {self.backend}.",
@@ -205,7 +237,8 @@ class Plan(Result):
             )
         if self.credit_left_usd is not None:
             lines.append(f"  credit      {self.credit_left_usd:.2f} USD left on this key")
-        lines.append("next: the same command without --dry-run (add --max-cost to bound the spending)")
+        bound = "" if self.worst_case_usd == 0 else " (add --max-cost to bound the spending)"
+        lines.append(f"next: the same command without --dry-run{bound}")
         return "\n".join(lines)
 
 
@@ -217,6 +250,8 @@ class Generated(Result):
     backend: str
     rows: int
     """Answers added by this run."""
+    wanted: int
+    """Answers to the given prompts and options in all."""
     rows_in_output: int
     """Answers to the given prompts and options in the output now."""
     failed: int
@@ -228,8 +263,10 @@ class Generated(Result):
     completion_tokens: int
     cost_usd: float | None
     """What this run cost, failed attempts included; None when the teacher states no cost and no price is known."""
+    maybe_billed: int
+    """Attempts that ended without an answer and may have been billed all the same (timeouts, cut connections)."""
     maybe_billed_usd: float
-    """Upper bound for attempts that ended without an answer but may be billed (timeouts, cut connections)."""
+    """Upper bound of what those cost, where a price is known."""
     seconds: float
     finish_reasons: dict[str, int]
     answer_tokens: dict[str, int]
@@ -240,10 +277,11 @@ class Generated(Result):
 
     def summary(self) -> str:
         cost = "unknown (the teacher states none)" if self.cost_usd is None else f"{self.cost_usd:.4f} USD"
-        if self.maybe_billed_usd:
-            cost += f", and up to {self.maybe_billed_usd:.4f} USD for attempts without an answer"
+        if self.maybe_billed:
+            bound = f", for up to {self.maybe_billed_usd:.4f} USD" if self.maybe_billed_usd else ""
+            cost += f"; {self.maybe_billed:,} attempts without an answer may be billed too{bound}"
         lines = [f"{self.output}: {self.rows:,} rows added in {self.seconds:.1f} s by {self.model}"]
-        lines += [f"  complete    {self.rows_in_output:,} of {self.rows_in_output + self.remaining:,}"]
+        lines += [f"  complete    {self.rows_in_output:,} of {self.wanted:,}"]
         lines += [f"  tokens      {self.prompt_tokens:,} in, {self.completion_tokens:,} out", f"  cost        {cost}"]
         if self.finish_reasons:
             lines.append("  finish      " + ", ".join(f"{k} {n:,}" for k, n in self.finish_reasons.items()))

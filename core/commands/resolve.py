@@ -43,8 +43,8 @@ def resolve(
         found = {name: source[key] for name, key in keys.items() if source and source.get(key)}
         take(found, {name: keys[name] + where for name in found})
     if config is not None:
-        found = read_yaml(config, list(model.model_fields))
-        take(found, dict.fromkeys(found, str(config)))
+        found, lines = read_yaml(config, list(model.model_fields))
+        take(found, {name: f"{config}:{line}" for name, line in lines.items()})
 
     try:
         command = model.model_validate(values)
@@ -55,8 +55,8 @@ def resolve(
     return command, origins
 
 
-def read_yaml(path: Path, known: list[str]) -> dict[str, Any]:
-    """The options in a YAML file (dashes and underscores are the same).
+def read_yaml(path: Path, known: list[str]) -> tuple[dict[str, Any], dict[str, int]]:
+    """The options in a YAML file (dashes and underscores are the same), and the line of each.
 
     Raises InputError for a missing file, broken YAML, or a key that no option has, with the nearest one.
     """
@@ -76,7 +76,7 @@ def read_yaml(path: Path, known: list[str]) -> dict[str, Any]:
         line = mark.line + 1 if mark else None
         raise InputError(path, line, f"not YAML: {getattr(error, 'problem', None) or error}") from None
     if content is None:
-        return {}
+        return {}, {}
     if not isinstance(content, dict):
         raise InputError(path, 1, f"expected `option: value` lines, found {type(content).__name__}")
     lines: dict[str, int] = {}
@@ -87,7 +87,7 @@ def read_yaml(path: Path, known: list[str]) -> dict[str, Any]:
         if name in lines:
             raise InputError(path, line, f'"{key.value}" is there twice (first in line {lines[name]}).')
         lines[name] = line
-    return {str(key).replace("-", "_"): value for key, value in content.items()}
+    return {str(key).replace("-", "_"): value for key, value in content.items()}, lines
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
@@ -108,10 +108,10 @@ def explain(error: ValidationError, model: type[Command], origins: Mapping[str, 
             lines.append(f'unknown option "{name}".{suggestion(name, model.model_fields)}')
         elif not name:
             lines.append(message)
-        elif model.option(name).hidden:
-            lines.append(f"{origins.get(name, flag(name))}: {message}")
         else:
+            place = origins.get(name, flag(name))
+            place = place if place == flag(name) else f"{place}: {name}"
             given = problem["input"]
             shown = given if isinstance(given, str) else json.dumps(given, default=str)
-            lines.append(f"{origins.get(name, flag(name))}: {message} (given: {shown})")
+            lines.append(f"{place}: {message}" + ("" if model.option(name).hidden else f" (given: {shown})"))
     return "\n".join(lines)

@@ -5,6 +5,7 @@ stand unescaped inside a JSON string, so everything here reads bytes.
 """
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -168,6 +169,8 @@ def check_place(path: Path) -> None:
             kind = "a directory" if path.is_dir() else "not a regular file"
             raise UsageError(f"{path} is {kind}. Name a file with --output.")
         path.parent.stat()
+        if not path.exists() and not os.access(path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise UsageError(cannot_write(path, error)) from None
 
@@ -176,4 +179,6 @@ def cannot_write(path: Path, error: OSError) -> str:
     """One sentence and the next step."""
     if isinstance(error, FileNotFoundError):
         return f"{path}: the folder {path.parent} does not exist. Create it: mkdir -p {path.parent}"
+    if isinstance(error, PermissionError):
+        return f"{path} cannot be written: {error.strerror}. Change the permissions, or choose another place."
     return f"{path} cannot be written: {error.strerror}. Free space or choose another place, then run the same command."

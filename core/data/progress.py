@@ -1,5 +1,6 @@
 """One way to report: a command feeds a `Progress`, which draws a bar, prints plain lines, or writes JSON events."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -29,6 +30,10 @@ class Counts:
     metrics: dict[str, float] = field(default_factory=dict[str, float])
 
 
+EVENTS_EVERY_S = 1.0
+"""Whatever a person sees, a program that follows the events gets them at this pace."""
+
+
 class Progress:
     """Counts, and a picture of them at most every `every_s` seconds. This base class draws nothing (mode "off").
 
@@ -41,13 +46,14 @@ class Progress:
         self.stream = stream or sys.stderr
         self.counts = Counts()
         self._events = open(events, "ab", buffering=0) if events else None  # noqa: SIM115  closed by close()
-        self._started_s = self._next_s = time.monotonic()
+        self._started_s = self._next_s = self._next_event_s = time.monotonic()
 
     def begin(self, what: str, *, total: int | None, already: int = 0, unit: str = "rows") -> None:
         """Start a piece of work; a command may have several, one after another."""
         self.counts = Counts(what=what, unit=unit, total=total, already=already)
         self._started_s = time.monotonic()
         self._next_s = self._started_s + self.every_s
+        self._next_event_s = self._started_s + EVENTS_EVERY_S
         self._open()
         self._event("begin")
 
@@ -57,6 +63,8 @@ class Progress:
         if now >= self._next_s:
             self._next_s = now + self.every_s
             self._draw()
+        if now >= self._next_event_s:
+            self._next_event_s = now + EVENTS_EVERY_S
             self._event("progress")
 
     def end(self) -> None:
@@ -119,7 +127,8 @@ class Progress:
     def _close(self) -> None: ...
 
     def _line(self, text: str) -> None:
-        print(text, file=self.stream, flush=True)
+        with contextlib.suppress(OSError):  # a reader that left (`2>&1 | head`) must not stop paid work
+            print(text, file=self.stream, flush=True)
 
 
 class Lines(Progress):

@@ -5,6 +5,7 @@ that cannot be used as a whole raises InputError.
 """
 
 import csv
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator
@@ -70,10 +71,13 @@ def open_prompts(source: str, options: PromptOptions) -> Generator[Callable[[], 
     cannot be read at all.
     """
     if source == "-":
+        if sys.stdin is None:
+            raise UsageError("--input -: standard input is closed.")
         with tempfile.TemporaryDirectory(prefix="distill-") as folder:
-            data = sys.stdin.buffer.read()
-            path = Path(folder) / ("stdin.jsonl" if _looks_like_json(data) else "stdin.txt")
-            path.write_bytes(data)
+            path = Path(folder) / "stdin"
+            with open(path, "wb") as file:
+                shutil.copyfileobj(sys.stdin.buffer, file)
+            path = path.rename(path.with_suffix(_kind(path)))
             yield lambda: _prompts(read_file(path, "standard input"), options)
     elif source.startswith("hf:"):
         dataset = _hub_dataset(source)
@@ -84,8 +88,19 @@ def open_prompts(source: str, options: PromptOptions) -> Generator[Callable[[], 
         yield lambda: _prompts(read_file(path, str(path)), options)
 
 
-def _looks_like_json(data: bytes) -> bool:
-    return data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
+def _kind(path: Path) -> str:
+    """What a file without a name holds, by its first line: rows of JSON, one JSON document, or text."""
+    first = next((line for _, line in read_lines(path)), b"")
+    try:
+        return ".json" if isinstance(orjson.loads(first), list) else ".jsonl"
+    except orjson.JSONDecodeError:
+        if not first.startswith((b"{", b"[")):
+            return ".txt"
+    try:
+        orjson.loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+        return ".json"
+    except orjson.JSONDecodeError:
+        return ".jsonl" if first.startswith(b"{") else ".txt"
 
 
 def _check_file(path: Path) -> None:
@@ -196,7 +211,7 @@ def _csv(path: Path, name: str) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(sys.maxsize)
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     with open(path, encoding="utf-8-sig", newline="", errors="surrogateescape") as file:
-        reader = csv.DictReader(file, delimiter=delimiter, restkey="")
+        reader = csv.DictReader(file, delimiter=delimiter)
         try:
             header = _decoded(dict.fromkeys(reader.fieldnames or (), ""))
         except csv.Error as error:
@@ -212,7 +227,7 @@ def _csv(path: Path, name: str) -> Iterator[tuple[str, Any]]:
                 raise InputError(path, reader.line_num, f"not CSV: {error}.") from None
             # The reader stands at the row's last line; every line break within a field is one line before it.
             line = reader.line_num - sum(str(value).count("\n") for value in row.values())
-            if row.get(""):
+            if row.get(None):  # pyright: ignore[reportArgumentType] (DictReader's key for what has no column)
                 yield f"{name}:{line}", _Unusable("more fields than columns. Quote fields that hold a comma.")
             else:
                 yield f"{name}:{line}", _decoded({k: v for k, v in row.items() if k and v is not None})
@@ -308,6 +323,8 @@ def _messages(rest: Record, options: PromptOptions) -> list[Message]:
     key = options.prompt_key
     if key not in rest and options.prompt_key == "prompt" and isinstance(rest.get("instruction"), str):
         return [{"role": "user", "content": _alpaca(rest)}]
+    if key in rest and rest[key] is None:
+        raise _Unusable(f'"{key}" is null.')
     prompt = rest.pop(key, None)
     if isinstance(prompt, list):
         return _conversation(key, prompt, rest)
@@ -348,6 +365,8 @@ def _conversation(key: str, turns: Any, rest: Record) -> list[Message]:
         content = turn.get("content")
         if not isinstance(content, str | list) and not turn.get("tool_calls"):
             raise _Unusable(f'{key}[{number}] has no text in "content".')
+        if role == "user" and not _says_something(content):
+            raise _Unusable(f"{key}[{number}] is empty.")
         # Columns give every turn every key; a provider refuses "tool_calls": null.
         messages.append({k: v for k, v in turn.items() if v is not None or k == "content"})
     while messages and messages[-1]["role"] == "assistant":
@@ -355,6 +374,13 @@ def _conversation(key: str, turns: Any, rest: Record) -> list[Message]:
     if not any(message["role"] == "user" for message in messages):
         raise _Unusable(f'"{key}" has no user message to answer.')
     return messages
+
+
+def _says_something(content: Any) -> bool:
+    """Whether a user's content is a text that is not blank, or parts that are objects."""
+    if isinstance(content, str):
+        return bool(content.strip())
+    return isinstance(content, list) and bool(content) and all(isinstance(part, dict) for part in content)
 
 
 def _keys(record: Record) -> str:

@@ -42,6 +42,11 @@ class Books:
         self._answer_tokens = 0
         self._runs: list[Any] = []
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that a run may write."""
+        return self.output, self.rejected_path, self.failures_path, self.run_path
+
     # ---- what is there -----------------------------------------------------------------------------------------
 
     def has(self, key: str) -> bool:
@@ -111,7 +116,7 @@ class Books:
 
     def move_aside(self) -> None:
         """For --overwrite: rename what is there to .old. Raises UsageError when another run is at work."""
-        files = [p for p in (self.output, self.rejected_path, self.failures_path, self.run_path) if p.is_file()]
+        files = [path for path in self.files if path.is_file()]
         with ExitStack() as held:
             for path in files:
                 lock(held.enter_context(open(path, "rb")).fileno(), path)

@@ -65,6 +65,7 @@ class Spending:
     known: float = 0.0
     maybe: float = 0.0
     reserved: float = 0.0
+    unanswered: int = 0  # attempts in `maybe`
 
     @property
     def bound(self) -> float:
@@ -74,7 +75,7 @@ class Spending:
 class Engine(Generic[W, A]):
     """Runs work through `attempt` until it is done, the budget is reached, or the user stops it.
 
-    attempt: asks once; raises TeacherError.          cost_usd: the cost of an answer (0 when unknown).
+    attempt: asks once; raises TeacherError.          cost_usd: the cost of an answer (None: unknown).
     worst_usd: the most that one attempt can cost.    succeeded, failed: told each outcome; they may raise StoppedEarly.
     drain: called once when no queued request should begin any more.
     """
@@ -84,7 +85,7 @@ class Engine(Generic[W, A]):
         limits: Limits,
         *,
         attempt: Callable[[W], Awaitable[A]],
-        cost_usd: Callable[[A], float],
+        cost_usd: Callable[[A], float | None],
         worst_usd: Callable[[W], float],
         succeeded: Callable[[W, A], None],
         failed: Callable[[W, TeacherError, int], None],
@@ -152,7 +153,11 @@ class Engine(Generic[W, A]):
             elif len(self._waiting) > 4 * self.limits.concurrency:
                 return True  # a teacher that fails everything must not pull the whole input into memory
             else:
-                work = next(source, None)
+                try:
+                    work = next(source, None)
+                except Exception as error:  # the Hub is gone, the file was changed: what is in flight is still kept
+                    self._end(StoppedEarly(f"reading the input failed: {type(error).__name__}: {error}"))
+                    return False
                 if work is None:
                     return False
                 job = Job(work, self._worst_usd(work))
@@ -224,7 +229,11 @@ class Engine(Generic[W, A]):
             asyncio.get_running_loop().call_exception_handler({"message": "in the engine", "exception": bug})
 
     def _success(self, job: Job[W], answer: A) -> None:
-        self.spending.known += self._cost_usd(answer)
+        cost_usd = self._cost_usd(answer)
+        if cost_usd is None:  # the budget must hold where a server counts nothing
+            self.spending.maybe += job.worst_usd
+        else:
+            self.spending.known += cost_usd
         self._succeeded(job.work, answer)
         self.succeeded_count += 1
         self._failed_in_a_row = 0
@@ -237,7 +246,7 @@ class Engine(Generic[W, A]):
         if error.cost_usd is not None:
             self.spending.known += error.cost_usd
         elif error.billed:
-            self.spending.maybe += job.worst_usd
+            self._maybe_billed(job)
         if isinstance(error, TeacherUnavailable):
             self._end(error)
         elif isinstance(error, Throttled):
@@ -251,10 +260,15 @@ class Engine(Generic[W, A]):
             if self._failed_in_a_row >= self.limits.breaker:
                 self._end(
                     StoppedEarly(
-                        f"{self._failed_in_a_row} rows failed one after another. The last one: {error} "
+                        f"{self._failed_in_a_row} rows failed one after another. "
+                        f"The last one: {str(error).rstrip('.')}. "
                         "Mend that, then run the same command: it asks only for what is missing."
                     )
                 )
+
+    def _maybe_billed(self, job: Job[W]) -> None:
+        self.spending.maybe += job.worst_usd
+        self.spending.unanswered += 1
 
     def _slow_down(self, job: Job[W], error: Throttled) -> None:
         now = asyncio.get_running_loop().time()
@@ -296,7 +310,7 @@ class Engine(Generic[W, A]):
     async def _abandon(self) -> None:
         """Cancel what is still in flight (a second Ctrl-C) and count it as possibly billed."""
         for task, job in list(self._tasks.items()):
-            self.spending.maybe += job.worst_usd
+            self._maybe_billed(job)
             task.cancel()
         if self._tasks:
             await asyncio.wait(list(self._tasks), timeout=1)

@@ -18,7 +18,7 @@ from ..data.keys import KeyCounts, work_key
 from ..data.prompts import BadRow, Prompt, PromptOptions, open_prompts
 from ..data.run import Run
 from ..errors import InputError, RequestRejected, StoppedEarly, TeacherError, TeacherUnavailable, UsageError
-from ..teachers import Completer, Completion, Sampling, open_teacher
+from ..teachers import Completer, Completion, Sampling, Usage, open_teacher
 from ..teachers.openai_api import ApiTeacher, Price
 from .books import Books
 from .engine import Engine, Limits
@@ -44,8 +44,9 @@ def generate(options: GenerateTeacherData, run: Run) -> Generated | Plan:
 
 
 async def _generate(options: GenerateTeacherData, run: Run) -> Generated | Plan:
-    if same_file(options.input, options.output):  # the rows that are added would be read as prompts, for ever
-        raise UsageError(f"--input and --output are the same file, {options.output}. Choose another --output.")
+    for file in Books(options.output, Filters()).files:  # rows that are added would be read as prompts, for ever
+        if same_file(options.input, file):
+            raise UsageError(f"--input is {file}, which belongs to --output. Choose another --output.")
     teacher = open_teacher(options)
     try:
         reading = PromptOptions(options.prompt_key, options.system, options.limit)
@@ -170,7 +171,7 @@ class Generation:
         expected = price.cost(tokens_in, scan.missing * mean) if price and mean else None
         credit = await self.teacher.credit_left_usd() if isinstance(self.teacher, ApiTeacher) else None
         endpoint = self.teacher.identity.get("endpoint")
-        unknown = "computed on this machine" if self.teacher.local else f"{endpoint} lists none; see --price"
+        unlisted = f"unknown, none found at {endpoint}/models; see --price"
         return Plan(
             prompts=scan.prompts,
             bad_rows=scan.bad_rows,
@@ -180,7 +181,7 @@ class Generation:
             prompt_tokens_estimate=tokens_in,
             completion_tokens_at_most=tokens_out,
             price_usd_per_million=(price.prompt * 1e6, price.completion * 1e6) if price else None,
-            price_source=price.source if price else unknown,
+            price_source=price.source if price else ("none, it runs here" if self.teacher.local else unlisted),
             worst_case_usd=price.cost(tokens_in, tokens_out) if price else (0.0 if self.teacher.local else None),
             expected_usd=expected,
             credit_left_usd=credit,
@@ -237,10 +238,14 @@ class Generation:
             # Greedy or not, equal requests may get equal answers from a provider's cache: further samples need seeds.
             seeded = self.options.seed is not None or work.sample > 0
             sampling = replace(self.sampling, seed=int(work.key[-8:], 16) >> 1) if seeded else self.sampling
-            return await self.teacher.complete(work.prompt.messages, sampling)
+            completion = await self.teacher.complete(work.prompt.messages, sampling)
+            if not completion.text.strip():  # a row here is an answer in words
+                cost = self._cost(completion, price)
+                raise RequestRejected("tool_calls", "a tool call instead of an answer", billed=True, cost_usd=cost)
+            return completion
 
-        def cost_usd(completion: Completion) -> float:
-            return self._cost(completion, price) or 0.0
+        def cost_usd(completion: Completion) -> float | None:
+            return self._cost(completion, price)
 
         def worst_usd(work: Work) -> float:
             if price is None or self.teacher.local:
@@ -296,7 +301,7 @@ class Generation:
         """USD of an answer: what the teacher says, else the price times its tokens; 0 for a local teacher."""
         if self.teacher.local:
             return 0.0
-        if completion.cost_usd is None and price is not None:
+        if completion.cost_usd is None and price is not None and completion.usage != Usage():
             return price.cost(completion.usage.prompt_tokens, completion.usage.completion_tokens)
         return completion.cost_usd
 
@@ -340,7 +345,7 @@ class Generation:
             status = "interrupted"
         elif tally.failures:
             status = "some_failed"
-        known = tally.cost_known or not answered or engine.spending.known
+        known = engine.spending.known or (tally.cost_known and not engine.spending.unanswered)
         return Generated(
             status=status,
             stopped_because=str(stopped) if stopped else None,
@@ -348,6 +353,7 @@ class Generation:
             model=self.teacher.model,
             backend=self.teacher.backend,
             rows=tally.kept + len(scan.acceptable),
+            wanted=scan.there + len(scan.acceptable) + scan.rejected + scan.missing,
             rows_in_output=scan.there + len(scan.acceptable) + tally.kept,
             failed=sum(tally.failures.values()),
             rejected=sum(tally.rejected.values()),
@@ -356,6 +362,7 @@ class Generation:
             prompt_tokens=tally.prompt_tokens,
             completion_tokens=tally.completion_tokens,
             cost_usd=engine.spending.known if known else None,
+            maybe_billed=engine.spending.unanswered,
             maybe_billed_usd=engine.spending.maybe,
             seconds=round(seconds, 3),
             finish_reasons=dict(tally.finish_reasons.most_common()),

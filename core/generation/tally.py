@@ -7,10 +7,10 @@ from ..teachers import Completion
 ADVICE = {
     "timeout": "slow answers: a higher --timeout or a lower --max-tokens",
     "connection": "the connection failed: is the server up, is --base-url right?",
-    "context_length": "longer than the teacher's context: shorten these prompts or lower --max-tokens",
+    "context_length": "longer than the teacher's context: shorten them, lower --max-tokens, or raise --n-ctx (gguf)",
     "no_room_for_answer": "reasoning used up --max-tokens: raise it",
     "over_budget": "one request exceeds the provider's budget: lower --max-tokens",
-    "not_found": "the provider does not serve this model or these options: check --model",
+    "not_found": "nothing is served there under this name: check --base-url (it usually ends in /v1) and --model",
     "invalid_request": "the provider does not accept these requests: read their messages",
     "refused_by_provider": "the provider's rules refuse these prompts",
     "content_filter": "the provider's content filter cut these answers",

@@ -31,7 +31,12 @@ class GgufTeacher:
         self._located = locate(model, gguf=True, preferred_quant=preferred_quant)
         self._n_gpu_layers, self._n_ctx = n_gpu_layers, n_ctx
         self._threads = threads or os.cpu_count() or 1
-        self.identity: dict[str, Any] = {"backend": "gguf", "model": model, "file": self._located.path.name}
+        self.identity: dict[str, Any] = {
+            "backend": "gguf",
+            "model": model,
+            "file": self._located.path.name,
+            "n_ctx": n_ctx,
+        }
         self._pool = ThreadPoolExecutor(1, "gguf")
         self._llama: Llama | None = None
 
@@ -53,7 +58,10 @@ class GgufTeacher:
                 verbose=False,
             )
         except (ValueError, OSError, RuntimeError) as error:
-            raise UsageError(f"llama.cpp cannot load {self._located.path}: {error}") from None
+            raise UsageError(
+                f"llama.cpp cannot load {self._located.path}: {error}. Is it a whole GGUF file? Does --n-ctx "
+                f"{self._n_ctx} fit into memory?"
+            ) from None
         if "tokenizer.chat_template" not in llama.metadata:
             raise UsageError(f"{self._located.path} has no chat template: a base model cannot answer prompts.")
         self._llama = llama

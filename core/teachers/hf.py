@@ -112,6 +112,8 @@ class HfTeacher:
             raise RequestRejected(
                 "context_length", f"the prompt has {len(tokens)} tokens, the model takes {self._room}"
             )
+        if self._room:  # per request, so that a long neighbour never cuts a short prompt's answer
+            sampling = replace(sampling, max_tokens=min(sampling.max_tokens, self._room - len(tokens)))
         request = _Request(tokens, sampling, asyncio.get_running_loop().create_future())
         self._queue.append(request)
         if self._worker is None or self._worker.done():
@@ -170,9 +172,6 @@ class HfTeacher:
         seeds = [request.sampling.seed for request in batch]
         prompts = [request.tokens for request in batch]
         sampling = batch[0].sampling
-        if self._room:
-            longest = max(len(prompt) for prompt in prompts)
-            sampling = replace(sampling, max_tokens=min(sampling.max_tokens, self._room - longest))
         answers = self._generate(self._model, self._tokenizer, prompts, sampling, seeds, lambda: self._aborted)
         outcomes: list[Completion | TeacherError] = []
         for request, answer in zip(batch, answers, strict=True):

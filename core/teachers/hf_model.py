@@ -73,7 +73,10 @@ def sha256(path: Path) -> str:
 
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer, padding on the left. Raises UsageError when the model cannot chat."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    except Exception as error:  # transformers raises whatever it meets
+        raise UsageError(f"the tokenizer in {folder} cannot be loaded: {error}") from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if not tokenizer.chat_template:
@@ -100,8 +103,8 @@ def load_model(folder: Path, *, dtype: str, device_map: str, attention: str, loa
         options["device_map"] = device_map
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, **options).eval()
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
-        raise UsageError(f"{folder} cannot be loaded: {error}") from None
+    except Exception as error:  # transformers and torch raise whatever they meet
+        raise UsageError(f"{folder} cannot be loaded: {type(error).__name__}: {error}") from None
     # The folder's own defaults (top_k, repetition_penalty, ...) must not change the distribution that is asked for.
     model.generation_config = GenerationConfig(
         eos_token_id=model.generation_config.eos_token_id, bos_token_id=model.generation_config.bos_token_id

@@ -5,10 +5,12 @@ themselves (encode/httpcore #1035), and aiohttp halves what is left.
 """
 
 import email.utils
+import os
 import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -89,6 +91,8 @@ class ApiTeacher:
             self._key = credential(key_name)
         else:
             self._key = require_credential(key_name, f"{urlsplit(self.endpoint).hostname} needs it")
+        place = "the environment" if os.environ.get(key_name) else f".env in {Path.cwd()}"
+        self._key_hint = f"It came as {key_name} from {place}" if self._key else f"None was sent: set {key_name}"
         self.identity = {
             "backend": backend,
             "model": model,
@@ -159,6 +163,8 @@ class ApiTeacher:
             async with self._session.post(url, data=data, allow_redirects=False) as response:
                 raw = await response.read()
                 status, headers = response.status, response.headers
+        except aiohttp.ConnectionTimeoutError:
+            raise TransientError("connection", f"cannot connect to {self.endpoint} in time") from None
         except TimeoutError:
             raise TransientError("timeout", f"no answer within {self._timeout_s:g} s", billed=True) from None
         except aiohttp.ClientConnectorError as error:
@@ -171,7 +177,8 @@ class ApiTeacher:
         try:
             return parse_answer(status, headers, without_key(raw, self._key), sampling.max_tokens)
         except TeacherError as error:
-            error.args = (redacted(str(error), self._key),)
+            hint = f". {self._key_hint}" if error.reason == "authentication" else ""
+            error.args = (redacted(str(error), self._key) + hint,)
             raise
 
     async def price(self) -> Price | None:
@@ -260,7 +267,10 @@ def parse_answer(status: int, headers: Mapping[str, str], raw: bytes, max_tokens
         raise _not_json(status, headers, raw)
     error = content.get("error")
     if status != 200 or error:
-        raise error_of(status, headers, error if error else content)
+        failed = error_of(status, headers, error if error else content)
+        if status == 200:
+            failed.cost_usd = usage_of(content.get("usage"))[1]
+        raise failed
     choices = content.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         raise TransientError("broken_answer", "an answer without choices", billed=True)
@@ -343,7 +353,7 @@ def error_of(status: int, headers: Mapping[str, str], error: Any) -> TeacherErro
         status = _count(code) or _count(detail.get("http_status")) or 502
     kind = str(metadata.get("error_type") or detail.get("error_type") or detail.get("type") or "")
     name = code if isinstance(code, str) else kind
-    message = str(detail.get("message") or detail.get("detail") or orjson.dumps(error)[:300].decode())
+    message = str(detail.get("message") or detail.get("detail") or orjson.dumps(error)[:300].decode("utf-8", "replace"))
     for part in ("provider_name", "raw", "reasons"):
         if metadata.get(part):
             message += f" ({part}: {str(metadata[part])[:200]})"
@@ -369,10 +379,13 @@ def error_of(status: int, headers: Mapping[str, str], error: Any) -> TeacherErro
         if wait_s is None and status == 429:
             wait_s = _until_reset_s(headers)
         if wait_s is not None and wait_s > LONGEST_WAIT_S:
-            return TeacherUnavailable("quota", f"the provider wants {wait_s:.0f} s of silence ({said})")
+            return TeacherUnavailable(
+                "quota", f"the provider wants {wait_s / 60:.0f} minutes of silence ({said}). Run the same command then"
+            )
         return Throttled("rate_limit" if status == 429 else "overloaded", said, retry_after_s=wait_s)
     if availability.get("retryable") is True or status == 408 or status >= 500:
-        return TransientError("timeout" if status in (408, 504) else "upstream_error", said)
+        late = status in (408, 504)  # whether these are billed, nobody says
+        return TransientError("timeout" if late else "upstream_error", said, billed=late)
     return RequestRejected(REASONS.get(name) or REASONS.get(kind) or BY_STATUS.get(status, "invalid_request"), said)
 
 
@@ -380,10 +393,8 @@ def _not_json(status: int, headers: Mapping[str, str], raw: bytes) -> TeacherErr
     """A body that is no JSON object: a truncated answer, a gateway's error page, or no API at all."""
     text = raw[:200].decode("utf-8", "replace").strip()
     is_page = "html" in headers.get("content-type", "") or text.lower().startswith(("<!doctype", "<html"))
-    if status == 429 or status >= 500:
+    if status in (401, 402, 408, 413, 422, 429) or status >= 500:
         return error_of(status, headers, " ".join(text.split()) or "no explanation")
-    if status == 401:
-        return error_of(status, headers, text)
     if is_page or (status != 200 and not text.startswith("{")):
         return TeacherUnavailable(
             "not_an_api",

@@ -117,7 +117,7 @@ def test_every_option_is_shown_with_its_value_and_origin(folder: Path, ask: Gene
     (folder / "c.yml").write_text("temperature: 0.25\nmax-tokens: 99\n", encoding="utf-8")
     outcome = ask("--config", "c.yml", "--max-tokens", "50")
     assert "max_tokens = 50  (--max-tokens)" in outcome.stderr
-    assert "temperature = 0.25  (c.yml)" in outcome.stderr
+    assert "temperature = 0.25  (c.yml:1)" in outcome.stderr
     assert "defaults: " in outcome.stderr
     assert "concurrency=5" in outcome.stderr
 

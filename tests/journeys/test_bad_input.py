@@ -36,12 +36,14 @@ OUT = Path("train.jsonl")
 
 
 def refused(outcome: Outcome, *words: str) -> None:
-    """Exit code 2, all of the words, one place to look at, no traceback, nothing on stdout."""
+    """Exit code 2, all of the words, no traceback; on stdout the same message as one object."""
     assert outcome.code == 2, outcome.stderr
     for word in words:
         assert word in outcome.stderr
     assert "Traceback" not in outcome.stderr
-    assert outcome.stdout == ""
+    answer = json.loads(outcome.stdout)
+    assert answer["status"] == "error"
+    assert answer["error"] in outcome.stderr
     assert not OUT.exists()
 
 

@@ -46,7 +46,7 @@ def test_each_source_wins_over_the_next_one_and_is_named(tmp_path: Path) -> None
         "dotenv": {"MAX_STEPS": "4"},
         "config": config,
     }
-    expected = [(2, "--max-steps"), (3, "MAX_STEPS"), (4, "MAX_STEPS in .env"), (5, str(config)), (200, "default")]
+    expected = [(2, "--max-steps"), (3, "MAX_STEPS"), (4, "MAX_STEPS in .env"), (5, f"{config}:1"), (200, "default")]
     for value, origin in expected:
         command, origins = tiny(**sources)
         assert (command.max_steps, origins["max_steps"]) == (value, origin)
@@ -75,14 +75,14 @@ def test_words_of_the_environment_become_booleans(word: str, value: bool) -> Non
 
 def test_a_value_that_is_not_allowed_is_shown_with_the_place_it_came_from(tmp_path: Path) -> None:
     with pytest.raises(
-        UsageError, match=r"^MAX_STEPS in \.env: Input should be greater than or equal to 1 \(given: 0\)"
+        UsageError, match=r"^MAX_STEPS in \.env: max_steps: Input should be greater than or equal to 1 \(given: 0\)"
     ):
         tiny(dotenv={"MAX_STEPS": "0"})
     with pytest.raises(UsageError, match=r"^LEARNING_RATE: .*valid number.* \(given: fast\)"):
         tiny(environment={"LEARNING_RATE": "fast"})
     config = tmp_path / "c.yml"
     config.write_text("max_steps: [1]\n", encoding="utf-8")
-    with pytest.raises(UsageError, match=r"c\.yml: .*valid integer \(given: \[1\]\)"):
+    with pytest.raises(UsageError, match=r"c\.yml:1: max_steps: .*valid integer \(given: \[1\]\)"):
         tiny(config=config)
 
 

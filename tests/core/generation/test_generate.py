@@ -444,7 +444,7 @@ def test_a_dry_run_without_a_list_of_prices_says_so(generate: Generate) -> None:
     outcome = generate("--input", "prompts.jsonl", "--base-url", "http://127.0.0.1:1/v1", "--model", "m", "--dry-run")
     assert outcome.code == 0
     assert outcome.result["price_usd_per_million"] is None
-    assert "unknown (http://127.0.0.1:1/v1 lists none; see --price)" in outcome.stderr
+    assert "unknown, none found at http://127.0.0.1:1/v1/models; see --price" in outcome.stderr
 
 
 @pytest.mark.usefixtures("prompts")
