@@ -570,3 +570,36 @@ def test_proxies_of_the_environment_are_used(folder: Path, generate: Generate, m
         assert generate(*arguments).code == 0
         assert proxy.chats[0].path == "http://teacher.example/v1/chat/completions"
     assert read_rows(OUT)[0]["messages"][-1]["content"] == "through the proxy"
+
+
+# ---- money that must not leak ----------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("prompts")
+def test_the_runs_own_files_are_no_input(ask: Generate, mock: Mock) -> None:
+    assert ask("--min-chars", "100000").code == 0
+    mock.forget()
+    outcome = ask("--input", "train.jsonl.rejected.jsonl", "--min-chars", "100000")
+    assert (outcome.code, mock.requests) == (2, 0)
+    assert "belongs to --output" in outcome.stderr
+
+
+def test_the_budget_holds_where_a_server_counts_no_tokens(generate: Generate, folder: Path) -> None:
+    write_rows(folder / "prompts.jsonl", [{"prompt": f"question {i}"} for i in range(50)])
+    silent = json.dumps({"choices": [{"message": {"content": "fine"}, "finish_reason": "stop"}]}).encode()
+    with small_server(lambda _: Reply(200, silent)) as server:
+        outcome = generate(
+            *("--input", "prompts.jsonl", "--base-url", server.url, "--model", "m"),
+            *("--max-tokens", "100", "--max-cost", "0.05", "--price", "0/100"),
+        )
+        # 100 tokens at 100 USD a million may cost 0.01 USD an answer: five fit into 0.05
+        assert (outcome.code, len(server.chats)) == (3, 5)
+    assert outcome.result["cost_usd"] is None
+
+
+@pytest.mark.usefixtures("prompts")
+@pytest.mark.parametrize("field", ["n", "stream", "max_tokens", "model", "messages", "tools"])
+def test_extra_body_may_not_set_what_the_budget_and_the_rows_rest_on(ask: Generate, mock: Mock, field: str) -> None:
+    outcome = ask("--extra-body", json.dumps({field: 3}))
+    assert (outcome.code, mock.requests) == (2, 0)
+    assert f'--extra-body: "{field}"' in outcome.stderr
