@@ -61,6 +61,15 @@ class Books:
         """Whether the answer was kept out by an earlier run, and these filters let it in."""
         return key in self._acceptable
 
+    def failed_before(self, key: str) -> bool:
+        """Whether an earlier run failed at it."""
+        return key in self._failed
+
+    @property
+    def had_failures(self) -> bool:
+        """Whether an earlier run failed at anything."""
+        return len(self._failed) > 0
+
     @property
     def mean_answer_tokens(self) -> float | None:
         """Mean length of the answers in the output, in tokens; None when there is none to go by."""

@@ -122,11 +122,14 @@ class Generation:
             yield Work(work_key([self._asked_for, prompt.messages, sample, occurrence]), prompt, sample)
 
     def missing(self) -> Iterator[Work]:
-        """What has to be asked, in the order of the input."""
-        for row, occurrence in self.rows():
-            if isinstance(row, Prompt):
-                for work in self.works(row, occurrence):
-                    if not self.books.has(work.key) and not self.books.rejects(work.key):
+        """What has to be asked, in the order of the input; what failed before comes last, so that a block of bad
+        prompts at the front cannot stop every run before the good ones."""
+        for again in (False, True) if self.books.had_failures else (False,):
+            for row, occurrence in self.rows():
+                for work in self.works(row, occurrence) if isinstance(row, Prompt) else ():
+                    if self.books.has(work.key) or self.books.rejects(work.key):
+                        continue
+                    if self.books.failed_before(work.key) == again:
                         yield work
 
     def scan(self) -> "Scan":

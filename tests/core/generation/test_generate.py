@@ -603,3 +603,18 @@ def test_extra_body_may_not_set_what_the_budget_and_the_rows_rest_on(ask: Genera
     outcome = ask("--extra-body", json.dumps({field: 3}))
     assert (outcome.code, mock.requests) == (2, 0)
     assert f'--extra-body: "{field}"' in outcome.stderr
+
+
+def test_bad_prompts_at_the_front_stop_one_run_and_not_every_run(generate: Generate, folder: Path) -> None:
+    write_rows(folder / "prompts.jsonl", [{"prompt": f"{'bad' if i < 30 else 'good'} {i}"} for i in range(40)])
+
+    def refuse_the_bad(request: Received) -> Reply:
+        if b'"bad ' in request.body:
+            return Reply(400, b'{"error": {"message": "too long"}}')
+        return Reply(200, chat_answer("fine"))
+
+    with small_server(refuse_the_bad) as server:
+        arguments = ("--input", "prompts.jsonl", "--base-url", server.url, "--model", "m")
+        assert generate(*arguments).code == 3  # 25 failures one after another
+        generate(*arguments)
+    assert len(read_rows(OUT)) == 10
