@@ -106,6 +106,7 @@ class Engine(Generic[W, A]):
         self._tie = itertools.count()
         self._quiet_until_s = 0.0
         self._cut_s = 0.0
+        self._cuts = 0  # since the last answer
         self._failed_in_a_row = 0
         self._fruitful_s = 0.0
         self._drained = False
@@ -236,7 +237,7 @@ class Engine(Generic[W, A]):
             self.spending.known += cost_usd
         self._succeeded(job.work, answer)
         self.succeeded_count += 1
-        self._failed_in_a_row = 0
+        self._failed_in_a_row = self._cuts = 0
         self._fruitful_s = asyncio.get_running_loop().time()
         if self.allowed < self.limits.concurrency:
             self.allowed = min(float(self.limits.concurrency), self.allowed + 1 / self.allowed)
@@ -275,11 +276,12 @@ class Engine(Generic[W, A]):
         if job.started_s >= self._cut_s:
             self.allowed = max(1.0, self.allowed * DECREASE)
             self._cut_s = now
+            self._cuts += 1
         if error.retry_after_s is not None:
             self._quiet_until_s = max(self._quiet_until_s, now + error.retry_after_s)
             wait_s = error.retry_after_s
         else:
-            wait_s = random.uniform(0, min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2 ** min(job.attempts, 10)))
+            wait_s = random.uniform(0, min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2 ** min(self._cuts, 10)))
         job.attempts -= 1  # a rate limit says nothing about the row
         self._later(job, wait_s)
         if now - self._fruitful_s > max(self.limits.fruitless_s, 3 * (error.retry_after_s or 0)):

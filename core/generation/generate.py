@@ -296,6 +296,8 @@ class Generation:
             self.books.record_end(result.model_dump(mode="json"))
         except StoppedEarly as error:  # a full disk: the rows are safe, and the summary is still to be shown
             progress.note(str(error))
+        if self.options.overwrite and result.remaining:
+            progress.note("to go on, repeat the command WITHOUT --overwrite: with it everything is asked and paid anew")
         if isinstance(engine.stopped, TeacherUnavailable) and engine.stopped.usage and not result.finish_reasons:
             raise UsageError(str(engine.stopped))
         return result
