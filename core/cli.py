@@ -90,7 +90,7 @@ def _run(name: str, argv: Sequence[str]) -> tuple[int, bool]:
     except OSError as error:
         raise UsageError(f"--events: {error}") from None
     stop = Stop()
-    context = Run(progress, stop, origins)
+    context = Run(progress, stop, origins, out=(lambda text: None) if door["json_"] else print_all)
     try:
         progress.note(describe(command, origins))
         with signals(stop, progress.note):
@@ -118,7 +118,8 @@ def describe(command: "Command", origins: dict[str, str]) -> str:
 
     named = [f"{name} = {shown(name)}  ({origins[name]})" for name in origins if origins[name] != "default"]
     rest = [f"{name}={shown(name)}" for name in origins if origins[name] == "default"]
-    defaults = textwrap.wrap("defaults: " + " ".join(rest), 118, subsequent_indent="  ", break_on_hyphens=False)
+    width = min(118, max(60, shutil.get_terminal_size().columns - 1))
+    defaults = textwrap.wrap("defaults: " + " ".join(rest), width, subsequent_indent="  ", break_on_hyphens=False)
     return "\n".join([*named, *(defaults if rest else [])])
 
 
@@ -172,22 +173,24 @@ def parser(name: str, model: "type[Command]") -> "cyclopts.App":
     """
     import cyclopts
 
-    from .commands.base import flag
+    from .commands.base import Option, flag
 
-    def parameter(field: str, kind: Any, short: str | None = None) -> inspect.Parameter:
-        names = [flag(field), *([short] if short else [])]
+    def parameter(field: str, kind: Any, option: Option) -> inspect.Parameter:
+        names = [flag(field), *([option.short] if option.short else [])]
         converter = _json_object if kind == dict[str, Any] | None else None
         details = cyclopts.Parameter(name=names, accepts_keys=False, converter=converter)
         annotation = Annotated[kind | None, details]
-        return inspect.Parameter(field, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        place = inspect.Parameter.POSITIONAL_OR_KEYWORD if option.positional else inspect.Parameter.KEYWORD_ONLY
+        return inspect.Parameter(field, place, default=None, annotation=annotation)
 
-    def given(**flags: Any) -> dict[str, Any]:
-        return {key: value for key, value in flags.items() if value is not None}
+    def given(*values: Any, **flags: Any) -> dict[str, Any]:
+        found = {**dict(zip(positional, values, strict=False)), **flags}
+        return {key: value for key, value in found.items() if value is not None}
 
-    fields = [
-        parameter(field, info.annotation, model.option(field).short) for field, info in model.model_fields.items()
-    ]
-    general = [parameter(field, kind) for field, kind, _ in GENERAL_OPTIONS]
+    positional = [field for field in model.model_fields if model.option(field).positional]
+    ordered = sorted(model.model_fields, key=lambda field: field not in positional)
+    fields = [parameter(field, model.model_fields[field].annotation, model.option(field)) for field in ordered]
+    general = [parameter(field, kind, Option(GENERAL)) for field, kind, _ in GENERAL_OPTIONS]
     signature = inspect.Signature([*fields, *general])
     setattr(given, "__signature__", signature)  # noqa: B010 (pyright)
     given.__annotations__ = {parameter.name: parameter.annotation for parameter in signature.parameters.values()}

@@ -8,7 +8,7 @@ from typing import Protocol
 import pytest
 
 from core import cli
-from core.data.environment import dotenv
+from core.data.environment import dotenv_of
 from tests.support.running import KEY, Mock, Outcome, ended, start
 
 
@@ -34,7 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         if name.endswith("_API_KEY") or name.lower().endswith("_proxy") or name == "NETRC":
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", "/nonexistent")
-    dotenv.cache_clear()
+    dotenv_of.cache_clear()
     return tmp_path
 
 
@@ -47,7 +47,7 @@ def generate(folder: Path, capfd: pytest.CaptureFixture[str]) -> Generate:
     """`generate_teacher_data` through its command line, within this process; always with --json."""
 
     def run(*arguments: str) -> Outcome:
-        dotenv.cache_clear()
+        dotenv_of.cache_clear()
         capfd.readouterr()
         code, _ = cli.run("generate_teacher_data", [*arguments, "--json"])
         captured = capfd.readouterr()
@@ -76,5 +76,19 @@ def script(folder: Path) -> Generate:
 
     def run(*arguments: str) -> Outcome:
         return ended(start(folder, *arguments, OPENAI_API_KEY=KEY, OPENROUTER_API_KEY=KEY))
+
+    return run
+
+
+@pytest.fixture
+def roll(folder: Path, capfd: pytest.CaptureFixture[str]) -> Generate:
+    """`run_rollouts` through its command line, within this process; always with --json."""
+
+    def run(*arguments: str) -> Outcome:
+        dotenv_of.cache_clear()
+        capfd.readouterr()
+        code, _ = cli.run("run_rollouts", [*arguments, "--json"])
+        captured = capfd.readouterr()
+        return Outcome(int(code), captured.out, captured.err)
 
     return run

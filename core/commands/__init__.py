@@ -9,6 +9,9 @@ __all__ = ["COMMANDS", "Command", "Option", "Result", "load"]
 
 COMMANDS = {
     "generate_teacher_data": ".generate_teacher_data:GenerateTeacherData",
+    "run_rollouts": ".run_rollouts:RunRollouts",
+    "convert_rollouts": ".convert_rollouts:ConvertRollouts",
+    "show": ".show:Show",
     "demo": ".demo:Demo",
 }
 

@@ -5,6 +5,7 @@ line needs. The model names its work as a string that is resolved when the work 
 schema listings never import torch.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -21,6 +22,7 @@ class Option:
     short: a one-letter flag ("-i").     env: the environment (and `.env`) key that sets it, if any.
     group: its heading in `--help`.      mcp: whether an MCP tool shows it (the others go through `config`).
     hidden: a wrong value is not shown in the error, because it may be a key in the wrong place.
+    positional: the value may stand without its flag (`show.py FILE`).
     """
 
     group: str
@@ -28,6 +30,7 @@ class Option:
     env: str | None = None
     mcp: bool = False
     hidden: bool = False
+    positional: bool = False
 
 
 class Result(BaseModel):
@@ -64,6 +67,22 @@ class Command(BaseModel):
     """Where the work is, relative to `core.commands`: "..generation.generate:generate"."""
     examples: ClassVar[tuple[str, ...]]
     """Command lines that end `--help`; tests run or parse each of them."""
+    headings: ClassVar[tuple[str, ...]] = ()
+    """The order of the options' groups; by default that of the fields."""
+
+    @classmethod
+    def ordered_fields(cls) -> list[tuple[str, FieldInfo]]:
+        """The options, group by group."""
+        groups = list(cls.headings or dict.fromkeys(cls.option(name).group for name in cls.model_fields))
+        return sorted(cls.model_fields.items(), key=lambda item: groups.index(cls.option(item[0]).group))
+
+    @classmethod
+    def from_project(cls, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+        """Values that files of the user's project name, and where: they stand below everything but the defaults.
+
+        given: what is known from flags, environment and YAML. Raises InputError.
+        """
+        return {}, {}
 
     @classmethod
     def option(cls, name: str) -> Option:

@@ -7,7 +7,7 @@ import inspect
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -27,7 +27,7 @@ class Line(NamedTuple):
 
 def help_text(command: str, model: type[Command], general: Iterable[Line], ending: str, width: int) -> str:
     """The whole help: usage, description, options by group, examples, and `ending`. Texts are wrapped at `width`."""
-    lines = [option_line(name, model.option(name), info) for name, info in model.model_fields.items()] + [*general]
+    lines = [option_line(name, model.option(name), info) for name, info in model.ordered_fields()] + [*general]
     required = [line.names.replace(",", "").split() for line in lines if line.required]
     usage = " ".join([command, *(f"{names[0]} {names[-1]}" for names in required), "[OPTIONS]"])
     about = [" ".join(part.split()) for part in (inspect.getdoc(model) or "").split("\n\n")]
@@ -53,8 +53,10 @@ def wrapped(text: str, width: int, indent: str = "") -> str:
 
 def option_line(name: str, option: Option, info: FieldInfo) -> Line:
     """A field of a command."""
-    kinds = {part for part in (info.annotation, *get_args(info.annotation)) if isinstance(part, type)}
-    names = [flag(name), *([option.short] if option.short else [])]
+    parts = [info.annotation, *get_args(info.annotation)]
+    parts += [inner for part in parts if get_origin(part) is list for inner in get_args(part)]
+    kinds = {part for part in parts if isinstance(part, type) and get_origin(part) is None}
+    names = [f"[{flag(name)}]" if option.positional else flag(name), *([option.short] if option.short else [])]
     default = "" if info.is_required() or info.default is None else str(info.default)
     if bool in kinds and default:
         names.append("--no-" + flag(name)[2:])

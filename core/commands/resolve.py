@@ -1,6 +1,7 @@
 """From flags, environment, `.env` and YAML to one validated command, with the origin of every value.
 
-Order: flag > environment > .env > YAML > default. A field reads the environment only if its `Option` names a key.
+Order: flag > environment > .env > YAML > the project's own files > default. A field reads the environment only if its
+`Option` names a key.
 """
 
 import difflib
@@ -45,6 +46,7 @@ def resolve(
     if config is not None:
         found, lines = read_yaml(config, list(model.model_fields))
         take(found, {name: f"{config}:{line}" for name, line in lines.items()})
+    take(*model.from_project(values))
 
     try:
         command = model.model_validate(values)

@@ -8,13 +8,18 @@ from pathlib import Path
 from ..errors import InputError, MissingKey, UsageError
 
 
+def dotenv() -> Mapping[str, str | None]:
+    """The keys of `.env` in the current folder; quotes and `export` are understood, nothing is exported into the
+    process. Raises InputError for a file that cannot be read."""
+    return dotenv_of(Path.cwd())
+
+
 @cache
-def dotenv(folder: Path | None = None) -> Mapping[str, str | None]:
-    """The keys of `.env` in `folder` (default: the current one); quotes and `export` are understood, nothing is
-    exported into the process. Raises InputError for a file that cannot be read."""
+def dotenv_of(folder: Path) -> Mapping[str, str | None]:
+    """The same for any folder, read once."""
     from dotenv import dotenv_values
 
-    path = (folder or Path.cwd()) / ".env"
+    path = folder / ".env"
     try:
         return dotenv_values(path, interpolate=False) if path.is_file() else {}
     except UnicodeDecodeError:

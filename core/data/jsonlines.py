@@ -106,6 +106,7 @@ class Journal:
         """Keep only the rows for which `keep(offset in bytes, row)` holds, atomically: the new file takes the old one's
         place, after `after_reading`. Raises StoppedEarly when the disk is full; the old file is whole then."""
         new = self.path.with_name(self.path.name + ".new")
+        handle = None
         try:
             handle = os.open(new, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC, 0o666)
             with open(self.path, "rb") as old, open(handle, "wb", closefd=False) as file:
@@ -117,23 +118,31 @@ class Journal:
                             file.write(line)
                     offset += len(line)
             os.fsync(handle)
-            lock(handle, self.path)  # before it takes the old one's place, so that no other writer comes between
+            lock(handle, new)  # before it takes the old one's place, so that no other writer comes between
             if after_reading:
                 after_reading()
             os.replace(new, self.path)
-        except OSError as error:
-            raise StoppedEarly(cannot_write(self.path, error)) from None
+        except BaseException as error:
+            if handle is not None:
+                os.close(handle)
+                new.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise StoppedEarly(cannot_write(self.path, error)) from None
+            raise
         os.close(self._handle)
         self._handle, self._end = handle, os.fstat(handle).st_size
 
     def sync(self) -> None:
-        """Bring what was appended to the disk."""
-        os.fsync(self._handle)
+        """Bring what was appended to the disk. Raises StoppedEarly when the disk fails."""
+        try:
+            os.fsync(self._handle)
+        except OSError as error:
+            raise StoppedEarly(cannot_write(self.path, error)) from None
 
     def close(self) -> None:
         """Sync and give the lock back. An empty file is removed: it would look like a result."""
         try:
-            os.fsync(self._handle)
+            self.sync()
             if self._end == 0:
                 with contextlib.suppress(OSError):  # in a folder that may not be written, an empty file stays
                     self.path.unlink()
@@ -155,8 +164,13 @@ def lock(handle: int, path: Path) -> None:
         raise UsageError(busy) from None
     except OSError:  # a file system without locks
         return
-    if os.fstat(handle).st_nlink == 0:  # removed or replaced between our opening and our locking it
-        raise UsageError(busy)
+    mine = os.fstat(handle)
+    try:
+        there = os.stat(path)
+    except FileNotFoundError:
+        there = None
+    if there is None or (mine.st_ino, mine.st_dev) != (there.st_ino, there.st_dev):
+        raise UsageError(busy)  # moved away or replaced between our opening and our locking it
 
 
 FOREIGN = "This file holds something else; choose another --output, or --overwrite to move it aside."

@@ -45,6 +45,8 @@ class Progress:
     def __init__(self, stream: IO[str] | None = None, events: Path | None = None) -> None:
         self.stream = stream or sys.stderr
         self.counts = Counts()
+        self.live: dict[str, tuple[str, float]] = {}
+        """Pieces of work on their way: what each is doing, and since when (time.monotonic)."""
         self._events = open(events, "ab", buffering=0) if events else None  # noqa: SIM115  closed by close()
         self._started_s = self._next_s = self._next_event_s = time.monotonic()
 
@@ -76,6 +78,10 @@ class Progress:
     def note(self, text: str) -> None:
         """A line that a person must see; it stays above the bar."""
         self._line(text)
+        self._event("note", text=text)
+
+    def detail(self, text: str) -> None:
+        """A line about one piece of work: for logs, not for a person who watches the live lines."""
         self._event("note", text=text)
 
     def close(self) -> None:
@@ -120,7 +126,8 @@ class Progress:
         if self._events is None:
             return
         state = {} if event == "note" else {**asdict(self.counts), "rate": self.rate, "eta_s": self.eta_s}
-        self._events.write(orjson.dumps({"event": event, "time": time.time(), **more, **state}) + b"\n")
+        with contextlib.suppress(OSError):  # a full disk under the events must not stop paid work
+            self._events.write(orjson.dumps({"event": event, "time": time.time(), **more, **state}) + b"\n")
 
     def _open(self) -> None: ...
     def _draw(self) -> None: ...
@@ -136,6 +143,9 @@ class Lines(Progress):
 
     every_s = 10.0
 
+    def detail(self, text: str) -> None:
+        self.note(text)
+
     def _draw(self) -> None:
         counts = self.counts
         done = counts.already + counts.done
@@ -144,14 +154,16 @@ class Lines(Progress):
 
 
 class Bar(Progress):
-    """A tqdm bar."""
+    """A tqdm bar, with a line below it for each piece of work that says what it is doing."""
 
     every_s = 0.2
+    most_live = 8
     _bar: Any = None
 
     def _open(self) -> None:
         from tqdm import tqdm
 
+        self._live_lines: list[Any] = []
         counts = self.counts
         self._bar = tqdm(
             total=counts.total,
@@ -167,8 +179,26 @@ class Bar(Progress):
         if self._bar is not None:
             self._bar.n = self.counts.already + self.counts.done
             self._bar.set_postfix_str(self.figures(), refresh=True)
+            self._draw_live()
+
+    def _draw_live(self) -> None:
+        from tqdm import tqdm
+
+        now = time.monotonic()
+        texts = [f"  {doing}, {now - since_s:.0f} s" for doing, since_s in list(self.live.values())]
+        if len(texts) > self.most_live:
+            texts[self.most_live - 1 :] = [f"  ... and {len(texts) - self.most_live + 1} more"]
+        while len(self._live_lines) < len(texts):
+            place = len(self._live_lines) + 1
+            line = tqdm(bar_format="{desc}", position=place, leave=False, file=self.stream, dynamic_ncols=True)
+            self._live_lines.append(line)
+        for number, line in enumerate(self._live_lines):
+            line.set_description_str(texts[number] if number < len(texts) else "")
 
     def _close(self) -> None:
+        for line in reversed(self._live_lines):
+            line.close()
+        self._live_lines = []
         if self._bar is not None:
             self._bar.close()
             self._bar = None

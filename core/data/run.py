@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,15 @@ from .stop import Stop
 
 @dataclass
 class Run:
-    """One run of a command, from any door. `origins` says where each option's value came from."""
+    """One run of a command, from any door.
+
+    origins: where each option's value came from.   out: takes text that the user asked to see (with --json: nowhere).
+    """
 
     progress: Progress = field(default_factory=Progress)
     stop: Stop = field(default_factory=Stop)
     origins: dict[str, str] = field(default_factory=dict[str, str])
+    out: Callable[[str], None] = print
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -23,6 +23,11 @@ class Stop:
         """End at once; nothing in flight is waited for."""
         return self.asked >= 2
 
+    def check(self) -> None:
+        """For work with nothing in flight yet. Raises KeyboardInterrupt when the user asked to stop."""
+        if self.requested:
+            raise KeyboardInterrupt
+
     def ask(self) -> None:
         self.asked += 1
         for listener in self._listeners:

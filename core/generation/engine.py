@@ -1,7 +1,8 @@
 """The engine below everything that asks a teacher many things: concurrency, retries, budget, circuit breaker, stopping.
 
 It knows nothing of prompts or files. Work comes from an iterator, `attempt` asks once, `succeeded` and `failed` are
-told the outcome, exactly once for each piece of work that was settled.
+told the outcome, exactly once for each piece of work that was settled. Work may take several answers (`unfinished`):
+each is an attempt of its own, with its own retries and its own place in the budget.
 
 Rate limits: concurrency falls by 0.7 once per window (the requests in flight when the limit was hit are one window) and
 grows by one per window of successes (additive increase, multiplicative decrease: Chiu and Jain, 1989). A Retry-After
@@ -18,7 +19,15 @@ from typing import Generic, TypeVar
 
 from ..data.progress import Progress
 from ..data.stop import Stop
-from ..errors import DistillError, StoppedEarly, TeacherError, TeacherUnavailable, Throttled, TransientError
+from ..errors import (
+    DistillError,
+    RequestRejected,
+    StoppedEarly,
+    TeacherError,
+    TeacherUnavailable,
+    Throttled,
+    TransientError,
+)
 
 W = TypeVar("W")
 A = TypeVar("A")
@@ -33,12 +42,15 @@ FRUITLESS_S = 300.0
 class Limits:
     """concurrency: most attempts in flight.   retries: further attempts after a transient error.
     max_cost_usd: most that may be spent.   fruitless_s: see FRUITLESS_S.
+    holds: begun work keeps its place between attempts, because it holds something (a browser, a container). At most
+        `concurrency` pieces are begun then, and one Ctrl-C lets them end.
     """
 
     concurrency: int
     retries: int = 5
     max_cost_usd: float | None = None
     fruitless_s: float = FRUITLESS_S
+    holds: bool = False
 
     @property
     def breaker(self) -> int:
@@ -48,12 +60,11 @@ class Limits:
 
 @dataclass
 class Job(Generic[W]):
-    """One piece of work on its way. `not_before_s` is on the loop's clock."""
+    """One piece of work on its way. attempts: at the current answer. worst_usd, started_s: of the last attempt."""
 
     work: W
-    worst_usd: float
+    worst_usd: float = 0.0
     attempts: int = 0
-    not_before_s: float = 0.0
     started_s: float = 0.0
 
 
@@ -78,6 +89,7 @@ class Engine(Generic[W, A]):
     attempt: asks once; raises TeacherError.          cost_usd: the cost of an answer (None: unknown).
     worst_usd: the most that one attempt can cost.    succeeded, failed: told each outcome; they may raise StoppedEarly.
     drain: called once when no queued request should begin any more.
+    unfinished: whether the work wants another attempt after an answer; None: an answer settles it.
     """
 
     def __init__(
@@ -92,14 +104,15 @@ class Engine(Generic[W, A]):
         drain: Callable[[], None],
         progress: Progress,
         stop: Stop,
+        unfinished: Callable[[A], bool] | None = None,
     ) -> None:
         self.limits = limits
         self.spending = Spending()
         self.allowed = float(limits.concurrency)
         self.stopped: DistillError | None = None
-        self.succeeded_count = 0
         self._attempt, self._cost_usd, self._worst_usd = attempt, cost_usd, worst_usd
         self._succeeded, self._failed, self._drain = succeeded, failed, drain
+        self._unfinished = unfinished
         self._progress, self._stop = progress, stop
         self._tasks: dict[asyncio.Task[A], Job[W]] = {}
         self._waiting: list[tuple[float, int, Job[W]]] = []
@@ -110,6 +123,7 @@ class Engine(Generic[W, A]):
         self._failed_in_a_row = 0
         self._fruitful_s = 0.0
         self._drained = False
+        self._begun_may_end = True  # whatever stopped the run: begun work that holds its place is still worth its money
 
     async def run(self, works: Iterator[W]) -> None:
         """Settle all of `works`. Afterwards `stopped` says why the run ended early, or is None.
@@ -129,45 +143,59 @@ class Engine(Generic[W, A]):
                 else:
                     self._launch(loop, iter(()))
                 self._show()
-                if not self._open and not self._drained:
+                if not self._goes_on and not self._drained:
                     self._drained = True
                     self._drain()
-                if self._stop.now or (not self._tasks and (not self._open or (not more and not self._waiting))):
+                to_come = (more and self._open) or (bool(self._waiting) and self._goes_on)
+                if self._stop.now or not (self._tasks or to_come):
                     return
-                await self._something(loop, more)
+                await self._something(loop)
         finally:
             await self._abandon()
 
     @property
     def _open(self) -> bool:
-        """Whether new attempts may begin."""
+        """Whether new work may begin."""
         return self.stopped is None and not self._stop.requested
 
+    @property
+    def _goes_on(self) -> bool:
+        """Whether further attempts at begun work may begin."""
+        return self._open or (self.limits.holds and self._begun_may_end)
+
     def _launch(self, loop: asyncio.AbstractEventLoop, source: Iterator[W]) -> bool:
-        """Begin what may begin now: due retries first, then new work. False when `source` has ended."""
+        """Begin what may begin now: due attempts first, then new work. False when `source` has ended."""
         now = loop.time()
         if now < self._quiet_until_s:
             return True
-        while self._open and len(self._tasks) < int(self.allowed):
+        while self._goes_on and len(self._tasks) < int(self.allowed):
             if self._waiting and self._waiting[0][0] <= now:
                 job = heapq.heappop(self._waiting)[2]
-            elif len(self._waiting) > 4 * self.limits.concurrency:
-                return True  # a teacher that fails everything must not pull the whole input into memory
+            elif not self._open or len(self._tasks) + len(self._waiting) >= self._most_begun:
+                return True
             else:
                 try:
                     work = next(source, None)
                 except Exception as error:  # the Hub is gone, the file was changed: what is in flight is still kept
-                    self._end(StoppedEarly(f"reading the input failed: {type(error).__name__}: {error}"))
+                    problem = StoppedEarly(f"reading the input failed: {type(error).__name__}: {error}")
+                    self._end(problem, begun_may_end=True)
                     return False
                 if work is None:
                     return False
-                job = Job(work, self._worst_usd(work))
+                job = Job(work)
+            job.worst_usd = self._worst_usd(job.work)
+            if self.limits.max_cost_usd is not None and job.worst_usd > self.limits.max_cost_usd:
+                try:
+                    self._reject(job, RequestRejected("over_budget", self._too_dear(job)))
+                except DistillError as stop:
+                    self._end(stop)
+                continue
             if not self._affordable(job):
                 if self._tasks:  # what is in flight will cost less than its worst case: ask again when it has ended
                     heapq.heappush(self._waiting, (now, next(self._tie), job))
                     return True
-                self._end(StoppedEarly(self._budget_message(job)))
-                return True
+                self._end(StoppedEarly(self._budget_message(job)), begun_may_end=True)
+                continue
             self.spending.reserved += job.worst_usd
             job.attempts += 1
             job.started_s = now
@@ -175,6 +203,11 @@ class Engine(Generic[W, A]):
             self._tasks[task] = job
             task.add_done_callback(self._ended)
         return True
+
+    @property
+    def _most_begun(self) -> int:
+        """A teacher that fails everything must not pull the whole input into memory."""
+        return self.limits.concurrency if self.limits.holds else 5 * self.limits.concurrency
 
     async def _ask(self, work: W) -> A:
         return await self._attempt(work)
@@ -190,11 +223,14 @@ class Engine(Generic[W, A]):
             "The same command with a fresh --max-cost goes on."
         )
 
-    async def _something(self, loop: asyncio.AbstractEventLoop, more: bool) -> None:
+    def _too_dear(self, job: Job[W]) -> str:
+        return f"this request alone may cost {job.worst_usd:.4f} USD, more than --max-cost; lower --max-tokens"
+
+    async def _something(self, loop: asyncio.AbstractEventLoop) -> None:
         """Wait until an attempt ends, a retry is due, the silence is over, or the user wants to stop."""
         self._wake.clear()
         due = None
-        if self._open and len(self._tasks) < int(self.allowed):
+        if self._goes_on and len(self._tasks) < int(self.allowed):
             if self._waiting:
                 due = self._waiting[0][0]
             if loop.time() < self._quiet_until_s:
@@ -225,7 +261,7 @@ class Engine(Generic[W, A]):
                 raise error
         except DistillError as stop:
             self._end(stop)
-        except BaseException as bug:
+        except Exception as bug:
             self._end(StoppedEarly(f"an internal error ({type(bug).__name__}: {bug}); please report it"))
             asyncio.get_running_loop().call_exception_handler({"message": "in the engine", "exception": bug})
 
@@ -235,12 +271,16 @@ class Engine(Generic[W, A]):
             self.spending.maybe += job.worst_usd
         else:
             self.spending.known += cost_usd
-        self._succeeded(job.work, answer)
-        self.succeeded_count += 1
-        self._failed_in_a_row = self._cuts = 0
+        self._cuts = 0
         self._fruitful_s = asyncio.get_running_loop().time()
         if self.allowed < self.limits.concurrency:
             self.allowed = min(float(self.limits.concurrency), self.allowed + 1 / self.allowed)
+        if self._unfinished and self._unfinished(answer):
+            job.attempts = 0
+            self._later(job, 0)
+            return
+        self._succeeded(job.work, answer)
+        self._failed_in_a_row = 0
         self._progress.counts.done += 1
 
     def _trouble(self, job: Job[W], error: TeacherError) -> None:
@@ -255,17 +295,20 @@ class Engine(Generic[W, A]):
         elif isinstance(error, TransientError) and job.attempts <= self.limits.retries:
             self._later(job, random.uniform(0, min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2**job.attempts)))
         else:
-            self._failed(job.work, error, job.attempts)
-            self._progress.counts.failed += 1
-            self._failed_in_a_row += 1
-            if self._failed_in_a_row >= self.limits.breaker:
-                self._end(
-                    StoppedEarly(
-                        f"{self._failed_in_a_row} rows failed one after another. "
-                        f"The last one: {str(error).rstrip('.')}. "
-                        "Mend that, then run the same command: it asks only for what is missing."
-                    )
-                )
+            self._reject(job, error)
+
+    def _reject(self, job: Job[W], error: TeacherError) -> None:
+        self._failed(job.work, error, job.attempts)
+        self._progress.counts.failed += 1
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row >= self.limits.breaker:
+            self._end(
+                StoppedEarly(
+                    f"{self._failed_in_a_row} rows failed one after another. The last one: {str(error).rstrip('.')}. "
+                    "Mend that, then run the same command: it asks only for what is missing."
+                ),
+                begun_may_end=True,
+            )
 
     def _maybe_billed(self, job: Job[W]) -> None:
         self.spending.maybe += job.worst_usd
@@ -282,6 +325,8 @@ class Engine(Generic[W, A]):
             wait_s = error.retry_after_s
         else:
             wait_s = random.uniform(0, min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2 ** min(self._cuts, 10)))
+            if self._cuts > 1:  # not one answer since the first cut: new work would only be refused as well
+                self._quiet_until_s = max(self._quiet_until_s, now + wait_s)
         job.attempts -= 1  # a rate limit says nothing about the row
         self._later(job, wait_s)
         if now - self._fruitful_s > max(self.limits.fruitless_s, 3 * (error.retry_after_s or 0)):
@@ -289,11 +334,11 @@ class Engine(Generic[W, A]):
             self._end(StoppedEarly(f"nothing but rate limits for {minutes:.0f} minutes. The last one: {error}"))
 
     def _later(self, job: Job[W], wait_s: float) -> None:
-        job.not_before_s = asyncio.get_running_loop().time() + wait_s
-        heapq.heappush(self._waiting, (job.not_before_s, next(self._tie), job))
+        heapq.heappush(self._waiting, (asyncio.get_running_loop().time() + wait_s, next(self._tie), job))
 
-    def _end(self, reason: DistillError) -> None:
-        """Begin nothing more; what is in flight may end."""
+    def _end(self, reason: DistillError, *, begun_may_end: bool = False) -> None:
+        """Begin nothing more; what is in flight may end, and with it, where nothing speaks against it, begun work."""
+        self._begun_may_end = self._begun_may_end and begun_may_end
         if self.stopped is None:
             self.stopped = reason
 

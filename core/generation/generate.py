@@ -5,6 +5,7 @@ that mistakes and costs are known before anything is spent); the second asks. Th
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -18,11 +19,11 @@ from ..data.keys import KeyCounts, work_key
 from ..data.prompts import BadRow, Prompt, PromptOptions, open_prompts
 from ..data.run import Run
 from ..errors import InputError, RequestRejected, StoppedEarly, TeacherError, TeacherUnavailable, UsageError
-from ..teachers import Completer, Completion, Sampling, Usage, open_teacher
-from ..teachers.openai_api import ApiTeacher, Price
+from ..teachers import Completer, Completion, Price, Sampling, open_teacher
 from .books import Books
 from .engine import Engine, Limits
 from .filters import Filters
+from .money import answer_cost, find_price, given_price
 from .tally import Tally
 
 OURS = ("teacher", "id", "sample", "index", "finish_reason", "usage", "cost", "reasoning", "rejected_because")
@@ -52,7 +53,7 @@ async def _generate(options: GenerateTeacherData, run: Run) -> Generated | Plan:
         reading = PromptOptions(options.prompt_key, options.system, options.limit)
         with open_prompts(options.input, reading) as prompts:
             generation = Generation(options, run, teacher, prompts)
-            for note in getattr(teacher, "notes", []):
+            for note in teacher.notes:
                 run.progress.note(note)
             price = await find_price(options, teacher) if options.dry_run or options.max_cost else None
             if options.dry_run:
@@ -60,27 +61,6 @@ async def _generate(options: GenerateTeacherData, run: Run) -> Generated | Plan:
             return await generation.run(price or given_price(options))
     finally:
         await teacher.aclose()
-
-
-def given_price(options: GenerateTeacherData) -> Price | None:
-    """The price of --price, in USD per token."""
-    if options.price is None:
-        return None
-    prompt, completion = (float(part) / 1e6 for part in options.price.split("/"))
-    return Price(prompt, completion, "--price")
-
-
-async def find_price(options: GenerateTeacherData, teacher: Completer) -> Price | None:
-    """The price of --price, else of the provider's list. Raises UsageError if --max-cost needs one that is unknown."""
-    price = given_price(options)
-    if price is None and isinstance(teacher, ApiTeacher):
-        price = await teacher.price()
-        if price is None and options.max_cost is not None and not options.dry_run:
-            raise UsageError(
-                f"--max-cost needs a price, and {teacher.endpoint} lists none for {teacher.model}. "
-                "Add --price PROMPT/COMPLETION in USD per million tokens, for example --price 3/15."
-            )
-    return price
 
 
 class Generation:
@@ -97,13 +77,8 @@ class Generation:
         self.filters = Filters(options.min_chars, options.drop_truncated, options.drop_refusals)
         self.sampling = Sampling(options.max_tokens, options.temperature, options.top_p or 1.0)
         self.books = Books(options.output, self.filters)
-        self._asked_for = {
-            "teacher": teacher.identity,
-            "max_tokens": options.max_tokens,
-            "temperature": options.temperature,
-            "top_p": self.sampling.top_p,
-            "seed": options.seed,
-        }
+        sent = teacher.sampling_sent(replace(self.sampling, seed=options.seed))
+        self._asked_for = {"teacher": teacher.identity, **sent}
 
     # ---- what is wanted, and what is there -----------------------------------------------------------------
 
@@ -136,6 +111,7 @@ class Generation:
         """The first pass. Raises InputError when no row can be used."""
         scan = Scan()
         for row, occurrence in self.rows():
+            self.context.stop.check()
             if isinstance(row, BadRow):
                 scan.bad_rows += 1
                 if len(scan.examples) < 5:
@@ -172,9 +148,7 @@ class Generation:
         tokens_in, tokens_out = scan.prompt_bytes // 4, scan.missing * self.options.max_tokens
         mean = self.books.mean_answer_tokens
         expected = price.cost(tokens_in, scan.missing * mean) if price and mean else None
-        credit = await self.teacher.credit_left_usd() if isinstance(self.teacher, ApiTeacher) else None
-        endpoint = self.teacher.identity.get("endpoint")
-        unlisted = f"unknown, none found at {endpoint}/models; see --price"
+        unlisted = f"unknown, none found at {self.teacher.endpoint}/models; see --price"
         return Plan(
             prompts=scan.prompts,
             bad_rows=scan.bad_rows,
@@ -187,7 +161,7 @@ class Generation:
             price_source=price.source if price else ("none, it runs here" if self.teacher.local else unlisted),
             worst_case_usd=price.cost(tokens_in, tokens_out) if price else (0.0 if self.teacher.local else None),
             expected_usd=expected,
-            credit_left_usd=credit,
+            credit_left_usd=await self.teacher.credit_left_usd(),
             model=self.teacher.model,
             backend=self.teacher.backend,
         )
@@ -243,12 +217,12 @@ class Generation:
             sampling = replace(self.sampling, seed=int(work.key[-8:], 16) >> 1) if seeded else self.sampling
             completion = await self.teacher.complete(work.prompt.messages, sampling)
             if not completion.text.strip():  # a row here is an answer in words
-                cost = self._cost(completion, price)
+                cost = answer_cost(completion, self.teacher, price)
                 raise RequestRejected("tool_calls", "a tool call instead of an answer", billed=True, cost_usd=cost)
             return completion
 
         def cost_usd(completion: Completion) -> float | None:
-            return self._cost(completion, price)
+            return answer_cost(completion, self.teacher, price)
 
         def worst_usd(work: Work) -> float:
             if price is None or self.teacher.local:
@@ -258,12 +232,13 @@ class Generation:
 
         def succeeded(work: Work, completion: Completion) -> None:
             nonlocal last_sync_s, syncing
-            cost = self._cost(completion, price)
+            cost = answer_cost(completion, self.teacher, price)
             reason = self.filters.reject(completion.text, completion.finish_reason, completion.refusal)
             self.books.answered(self._row(work, completion, cost), reason)
             tally.answer(completion, cost, reason)
             progress.counts.tokens = tally.completion_tokens
             if loop.time() - last_sync_s > 1 and syncing.done():
+                syncing.result()  # raises when the disk failed
                 last_sync_s = loop.time()
                 syncing = loop.run_in_executor(None, self.books.sync)
 
@@ -288,7 +263,8 @@ class Generation:
             if scan.missing:
                 await engine.run(self.missing())
         finally:
-            await syncing
+            with contextlib.suppress(StoppedEarly):  # the summary is still to be shown; closing the files will say it
+                await syncing
             progress.end()
         result = self._result(scan, tally, engine, time.monotonic() - started_s)
         try:
@@ -301,14 +277,6 @@ class Generation:
         if isinstance(engine.stopped, TeacherUnavailable) and engine.stopped.usage and not result.finish_reasons:
             raise UsageError(str(engine.stopped))
         return result
-
-    def _cost(self, completion: Completion, price: Price | None) -> float | None:
-        """USD of an answer: what the teacher says, else the price times its tokens; 0 for a local teacher."""
-        if self.teacher.local:
-            return 0.0
-        if completion.cost_usd is None and price is not None and completion.usage != Usage():
-            return price.cost(completion.usage.prompt_tokens, completion.usage.completion_tokens)
-        return completion.cost_usd
 
     def _row(self, work: Work, completion: Completion, cost: float | None) -> Row:
         answer: Row = {"role": "assistant", "content": completion.text}

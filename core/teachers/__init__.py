@@ -5,12 +5,23 @@ from typing import TYPE_CHECKING
 
 from ..errors import MissingDependency, UsageError
 from .locate import is_local
-from .protocol import Completer, Completion, Message, Sampling, Usage
+from .protocol import Completer, Completion, Message, Price, Sampling, ToolCall, ToolSchema, Usage
 
 if TYPE_CHECKING:
-    from ..commands.generate_teacher_data import Backend, GenerateTeacherData
+    from ..commands.teacher import Backend, TeacherOptions
 
-__all__ = ["Completer", "Completion", "Message", "Sampling", "Usage", "backend_of", "open_teacher"]
+__all__ = [
+    "Completer",
+    "Completion",
+    "Message",
+    "Price",
+    "Sampling",
+    "ToolCall",
+    "ToolSchema",
+    "Usage",
+    "backend_of",
+    "open_teacher",
+]
 
 
 def backend_of(model: str, backend: "Backend | None" = None, base_url: str | None = None) -> "Backend":
@@ -36,8 +47,11 @@ def backend_of(model: str, backend: "Backend | None" = None, base_url: str | Non
     )
 
 
-def open_teacher(options: "GenerateTeacherData") -> Completer:
-    """The teacher that the options name. Raises UsageError (missing key, package or model) before anything is spent."""
+def open_teacher(options: "TeacherOptions", *, tools: bool = False) -> Completer:
+    """The teacher that the options name. Raises UsageError (missing key, package or model) before anything is spent.
+
+    tools: it will be offered tools; a local model that cannot use them is refused by `prepare`.
+    """
     backend = backend_of(options.model, options.backend, options.base_url)
     if options.require_distillable and backend != "openrouter":
         raise UsageError(f"--require-distillable: only OpenRouter knows what may be distilled, and this is {backend}.")
@@ -50,6 +64,7 @@ def open_teacher(options: "GenerateTeacherData") -> Completer:
             n_gpu_layers=options.n_gpu_layers,
             n_ctx=options.n_ctx,
             threads=options.threads,
+            tools=tools,
         )
     if backend == "hf":
         try:
@@ -64,6 +79,7 @@ def open_teacher(options: "GenerateTeacherData") -> Completer:
             attention=options.attention,
             load_in_4bit=options.load_in_4bit,
             threads=options.threads,
+            tools=tools,
         )
     from .openai_api import ApiTeacher
 

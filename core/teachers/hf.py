@@ -2,21 +2,24 @@
 
 import asyncio
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..errors import MissingDependency, RequestRejected, TeacherError, UsageError
+from ..errors import MissingDependency, RequestRejected, TeacherError, TeacherUnavailable, UsageError
+from .chat_template import answer_of
 from .gguf import non_empty
 from .locate import locate
-from .protocol import Completion, Message, Sampling, Usage, split_thinking
+from .protocol import Completion, LocalTeacher, Message, Sampling, ToolSchema, Usage
 
 
 @dataclass
 class _Request:
     tokens: list[int]
     sampling: Sampling
+    tools: Sequence[ToolSchema]
+    turn: int
     answer: "asyncio.Future[Completion]"
 
     @property
@@ -25,11 +28,10 @@ class _Request:
         return replace(self.sampling, seed=None)
 
 
-class HfTeacher:
+class HfTeacher(LocalTeacher):
     """A `Completer` over transformers. It wants four batches of requests in flight, to choose neighbours by length."""
 
     backend = "hf"
-    local = True
 
     def __init__(
         self,
@@ -41,8 +43,12 @@ class HfTeacher:
         attention: str,
         load_in_4bit: bool,
         threads: int | None,
+        tools: bool = False,
     ) -> None:
-        """Raises MissingDependency or ModelNotFound; the weights are loaded by `prepare`."""
+        """tools: `prepare` is to refuse a model whose template has no place for them.
+
+        Raises MissingDependency or ModelNotFound; the weights are loaded by `prepare`.
+        """
         needs = {"torch": True, "transformers": True, "accelerate": True}
         needs |= {"bitsandbytes": load_in_4bit, "flash_attn": attention == "flash_attention_2"}
         for package, needed in needs.items():
@@ -60,7 +66,8 @@ class HfTeacher:
             "dtype": dtype,
             "load_in_4bit": load_in_4bit,
         }
-        self._batch_size, self._threads = batch_size, threads
+        self._batch_size, self._threads, self._tools = batch_size, threads, tools
+        self.context_tokens: int | None = None
         self._loading = {
             "dtype": dtype,
             "device_map": device_map,
@@ -73,7 +80,8 @@ class HfTeacher:
         self._aborted = False
 
     async def prepare(self, note: Callable[[str], None]) -> None:
-        """Load the model, after converting a GGUF file. Raises UsageError when it cannot be loaded."""
+        """Load the model, after converting a GGUF file. Raises UsageError when it cannot be loaded, or when it is to
+        use tools and cannot."""
         note(f"loading {self.model} with transformers")
         await asyncio.get_running_loop().run_in_executor(self._pool, self._load, note)
 
@@ -88,33 +96,40 @@ class HfTeacher:
             torch.set_num_threads(self._threads)
         folder = hf_model.hf_folder(self._located, note)
         self._tokenizer = hf_model.load_tokenizer(folder)
+        self._template = hf_model.template_of(self._tokenizer, self.model)
+        if self._tools:
+            try:
+                self._template.check_tools()
+            except TeacherUnavailable as error:
+                raise UsageError(str(error)) from None
         self._model = hf_model.load_model(folder, **self._loading)
-        self._room: int | None = getattr(self._model.config, "max_position_embeddings", None)
+        self.context_tokens = getattr(self._model.config, "max_position_embeddings", None)
         self._generate = hf_model.generate_batch
 
-    def prompt_tokens(self, messages: list[Message]) -> list[int]:
+    def prompt_tokens(self, messages: list[Message], tools: Sequence[ToolSchema] = ()) -> list[int]:
         """The prompt in the model's own chat template, up to where its answer begins.
 
         Raises RequestRejected when the template refuses the conversation.
         """
-        from jinja2 import TemplateError
-
         try:
-            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except (TemplateError, TypeError, ValueError) as error:
+            text = self._template.prompt(messages, tools)
+        except TeacherUnavailable:
+            raise
+        except Exception as error:  # jinja2's, or whatever the template's own code meets
             raise RequestRejected("invalid_request", f"the chat template refuses this: {error}") from None
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    async def complete(self, messages: list[Message], sampling: Sampling) -> Completion:
+    async def complete(
+        self, messages: list[Message], sampling: Sampling, tools: Sequence[ToolSchema] = ()
+    ) -> Completion:
         """One answer. Raises RequestRejected for a prompt that leaves no room for one."""
-        tokens = self.prompt_tokens(messages)
-        if self._room and len(tokens) >= self._room:
-            raise RequestRejected(
-                "context_length", f"the prompt has {len(tokens)} tokens, the model takes {self._room}"
-            )
-        if self._room:  # per request, so that a long neighbour never cuts a short prompt's answer
-            sampling = replace(sampling, max_tokens=min(sampling.max_tokens, self._room - len(tokens)))
-        request = _Request(tokens, sampling, asyncio.get_running_loop().create_future())
+        tokens = self.prompt_tokens(messages, tools)
+        room = self.context_tokens
+        if room and len(tokens) >= room:
+            raise RequestRejected("context_length", f"the prompt has {len(tokens)} tokens, the model takes {room}")
+        if room:  # per request, so that a long neighbour never cuts a short prompt's answer
+            sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room - len(tokens)))
+        request = _Request(tokens, sampling, tools, len(messages), asyncio.get_running_loop().create_future())
         self._queue.append(request)
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
@@ -154,13 +169,17 @@ class HfTeacher:
         return batch
 
     def _fail(self, batch: list[_Request], error: Exception) -> None:
-        if type(error).__name__ == "OutOfMemoryError" and self._batch_size > 1:
+        if type(error).__name__ == "OutOfMemoryError":
             import torch
 
+            error.__traceback__ = error.__context__ = None  # their frames hold the tensors that did not fit
             torch.cuda.empty_cache()
-            self._batch_size = max(1, len(batch) // 2)
-            self._queue[:0] = batch
-            return
+            if len(batch) > 1:
+                self._batch_size = max(1, len(batch) // 2)
+                self._queue[:0] = batch
+                return
+            message = f"out of memory with {len(batch[0].tokens)} tokens of prompt alone: {str(error).splitlines()[0]}"
+            error = RequestRejected("out_of_memory", message)
         if not isinstance(error, TeacherError):
             error = UsageError(f"{self.model} failed: {type(error).__name__}: {error}")
         for request in batch:
@@ -175,13 +194,17 @@ class HfTeacher:
         answers = self._generate(self._model, self._tokenizer, prompts, sampling, seeds, lambda: self._aborted)
         outcomes: list[Completion | TeacherError] = []
         for request, answer in zip(batch, answers, strict=True):
-            completion = split_thinking(
-                Completion(
-                    text=self._tokenizer.decode(answer.tokens, skip_special_tokens=True).strip(),
-                    finish_reason="stop" if answer.ended else "length",
-                    usage=Usage(len(request.tokens), len(answer.tokens)),
-                )
+            if request.tools:  # markers of tool calls may be special tokens; only the end of the turn is no text
+                tokens = answer.tokens[:-1] if answer.ended else answer.tokens
+                text = self._tokenizer.decode(tokens, skip_special_tokens=False)
+            else:
+                text = self._tokenizer.decode(answer.tokens, skip_special_tokens=True)
+            completion = Completion(
+                text=text.strip(),
+                finish_reason="stop" if answer.ended else "length",
+                usage=Usage(len(request.tokens), len(answer.tokens)),
             )
+            completion = answer_of(completion, request.tools, request.turn)
             try:
                 outcomes.append(non_empty(completion, sampling.max_tokens))
             except TeacherError as error:

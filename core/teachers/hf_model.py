@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
 
 from ..errors import UsageError
+from .chat_template import ChatTemplate
 from .locate import LocalModel
-from .protocol import Sampling
+from .protocol import Message, Sampling, ToolSchema
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,18 @@ def load_tokenizer(folder: Path) -> Any:
     if not tokenizer.chat_template:
         raise UsageError(f"{folder} has no chat template: a base model cannot answer prompts.")
     return tokenizer
+
+
+def template_of(tokenizer: Any, model: str) -> ChatTemplate:
+    """The tokenizer's chat template; where it has several, transformers takes the one for tools when there are any."""
+    source = tokenizer.chat_template
+    if isinstance(source, dict):
+        source = source.get("tool_use") or source.get("default") or ""
+
+    def render(messages: list[Message], tools: list[ToolSchema] | None, begin: bool) -> str:
+        return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=begin)
+
+    return ChatTemplate(model, source, render)
 
 
 def load_model(folder: Path, *, dtype: str, device_map: str, attention: str, load_in_4bit: bool) -> Any:

@@ -1,7 +1,9 @@
 """Where a local model is: a path, a file that ships inside a Python package, the Hub's cache, the Hub."""
 
-import fnmatch
 import importlib.util
+import json
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,13 +46,13 @@ def locate(name: str, *, gguf: bool, preferred_quant: str = "Q4_K_M") -> LocalMo
         return LocalModel(name, path)
     if path.is_dir():
         if gguf:
-            files = sorted(path.glob("*.gguf"))
+            files = whole_ggufs(path.glob("*.gguf"))
             if files:
                 return LocalModel(name, _quantised(files, preferred_quant))
             tried.append(f"the folder {path} (it holds no .gguf file)")
         elif (path / "config.json").is_file():
             return LocalModel(name, path)
-        elif files := sorted(path.glob("*.gguf")):
+        elif files := whole_ggufs(path.glob("*.gguf")):
             return LocalModel(name, _quantised(files, preferred_quant))
         else:
             tried.append(f"the folder {path} (it holds no config.json)")
@@ -80,6 +82,39 @@ def _quantised(files: list[Path], quant: str) -> Path:
     return next((file for file in files if quant.lower() in file.name.lower()), files[0])
 
 
+def whole_ggufs(files: Iterable[Path]) -> list[Path]:
+    """The models among .gguf files, each by its first file, sorted: no projectors of images (mmproj), and of a model
+    in several files only one that is there with all of them."""
+    whole: list[Path] = []
+    for file in sorted(files):
+        part = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", file.name)
+        if "mmproj" in file.name.lower() or not file.is_file() or (part and part[2] != "00001"):
+            continue
+        names = [f"{part[1]}-{n:05}-of-{part[3]}.gguf" for n in range(1, int(part[3]) + 1)] if part else []
+        if all((file.parent / name).is_file() for name in names):
+            whole.append(file)
+    return whole
+
+
+def is_whole_model(folder: Path) -> bool:
+    """Whether a folder in the Hugging Face layout holds a configuration, a tokenizer and all files of the weights."""
+    tokenizers = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "spiece.model")
+    if not (folder / "config.json").is_file() or not any((folder / name).is_file() for name in tokenizers):
+        return False
+    for single in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / single).is_file():
+            return True
+        try:
+            shards = set(
+                json.loads((folder / f"{single}.index.json").read_text(encoding="utf-8"))["weight_map"].values()
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+        if shards and all((folder / str(shard)).is_file() for shard in shards):
+            return True
+    return False
+
+
 def _on_the_hub(name: str, gguf: bool, quant: str, tried: list[str]) -> Path | None:
     repo, _, named = name.partition(":")
     quant = named or quant
@@ -92,17 +127,16 @@ def _on_the_hub(name: str, gguf: bool, quant: str, tried: list[str]) -> Path | N
     for where, offline in (("the Hub's cache", True), ("the Hub", False)):
         try:
             if gguf and not offline:
-                files = [file for file in hub.list_repo_files(repo) if file.endswith(".gguf")]
+                files = [f for f in hub.list_repo_files(repo) if f.endswith(".gguf") and "mmproj" not in f.lower()]
                 wanted = next((f for f in files if quant.lower() in f.lower()), None)
                 if wanted is None:
                     tried.append(f"the Hub (no {quant} file in {repo}; there are: {', '.join(files) or 'none'})")
                     continue
                 patterns = [wanted.replace("-00001-of-", "-*-of-")]
             folder = Path(hub.snapshot_download(repo, allow_patterns=patterns, local_files_only=offline))
-            files = sorted(folder.rglob("*.gguf"))
-            if not gguf and (folder / "config.json").is_file():
+            if not gguf and is_whole_model(folder):
                 return folder
-            matching = [file for file in files if fnmatch.fnmatch(file.name.lower(), f"*{quant.lower()}*")]
+            matching = [file for file in whole_ggufs(folder.rglob("*.gguf")) if quant.lower() in file.name.lower()]
             if gguf and matching:
                 return matching[0]
             tried.append(f"{where} (nothing that fits)")

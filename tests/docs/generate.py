@@ -36,7 +36,7 @@ def rewritten(text: str) -> str:
 def tables(name: str) -> str:
     """The options of a command as Markdown: a table per group, in the order of `--help`."""
     model = load(name)
-    fields = list(model.model_fields.items())
+    fields = model.ordered_fields()
     parts: list[str] = []
     for group, members in groupby(fields, key=lambda item: model.option(item[0]).group):
         rows = [row(model, field, info) for field, info in members]

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from core.errors import TeacherError
-from core.teachers.openai_api import parse_answer
+from core.teachers.api_answers import parse_answer
 from core.teachers.protocol import Completion
 
 scalars = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text(max_size=20)
@@ -31,9 +31,12 @@ errors = objects(
     metadata=objects("error_type", "raw", "reasons", "retry_after_seconds", "limit_source", "reason"),
     availability=objects("retryable", "retry_after", "fallback_models"),
 )  # fmt: skip
+functions = objects("name", "arguments", name=st.text(max_size=5), arguments=st.text(max_size=5))
+calls = objects("id", "type", "function", "extra_content", id=st.sampled_from(["", "1", "2"]), function=functions)
 messages = objects(
-    "role", "content", "reasoning", "reasoning_content", "tool_calls", "refusal", content=st.text(max_size=9)
-)
+    "role", "content", "reasoning", "reasoning_content", "reasoning_details", "refusal", "function_call",
+    content=st.text(max_size=9), tool_calls=st.lists(calls, max_size=3), function_call=functions,
+)  # fmt: skip
 choices = objects("finish_reason", "index", message=messages, error=errors)
 usages = objects("prompt_tokens", "completion_tokens", "cost", completion_tokens_details=objects("reasoning_tokens"))
 bodies = objects("provider", choices=st.lists(choices | anything, max_size=2), usage=usages, error=errors) | anything
@@ -65,7 +68,13 @@ def test_every_json_is_an_answer_or_a_teacher_error(status: int, headers: dict[s
         assert str(outcome)
     else:
         assert isinstance(outcome.text, str)
-        assert isinstance(outcome.tool_calls, list)
+        for call in outcome.tool_calls:
+            assert set(call) == {"id", "type", "function"}
+            assert set(call["function"]) == {"name", "arguments"}
+            assert all(isinstance(text, str) and text.strip() for text in (call["id"], *call["function"].values()))
+        ids = [call["id"] for call in outcome.tool_calls]
+        assert len(set(ids)) == len(ids)
+        assert [call["id"] for call in outcome.echo.get("tool_calls", outcome.tool_calls)] == ids
         assert outcome.text.strip() or outcome.tool_calls
         assert outcome.usage.completion_tokens >= 0
 

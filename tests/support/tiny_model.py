@@ -1,5 +1,6 @@
 """A real, tiny chat model: byte-level BPE trained on the spot, two layers of random weights, a ChatML template."""
 
+import importlib.util
 from pathlib import Path
 
 CHATML = (
@@ -8,8 +9,21 @@ CHATML = (
 )
 
 
-def make_tiny_model(folder: Path, *, template: str | None = CHATML, positions: int = 256) -> Path:
-    """Write a model of about 100,000 parameters in the Hugging Face layout; the same weights every time."""
+def real_template(name: str) -> str:
+    """The chat template of a real model family, as TRL ships it ("qwen2_5", "qwen3", "llama3_1", "glm4moe", ...)."""
+    spec = importlib.util.find_spec("trl")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    return (Path(spec.submodule_search_locations[0]) / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+def make_tiny_model(
+    folder: Path, *, template: str | None = CHATML, positions: int = 256, special: tuple[str, ...] = ()
+) -> Path:
+    """Write a model of about 100,000 parameters in the Hugging Face layout; the same weights every time.
+
+    special: further special tokens.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -21,7 +35,7 @@ def make_tiny_model(folder: Path, *, template: str | None = CHATML, positions: i
         ["What is the capital of France? The capital of France is Paris. Explain photosynthesis."],
         trainers.BpeTrainer(
             vocab_size=400,
-            special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+            special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>", *special],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         ),
@@ -45,3 +59,24 @@ def make_tiny_model(folder: Path, *, template: str | None = CHATML, positions: i
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def teach(folder: Path, prompt: str, answer: str, steps: int = 150) -> None:
+    """Train a tiny model until it answers one prompt (both with their special tokens) word for word."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    asked, said = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, answer))
+    tokens = torch.tensor([asked + said])
+    labels = torch.tensor([[-100] * len(asked) + said])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(steps):
+        loss = model(input_ids=tokens, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if loss.item() < 0.01:
+            break
+    model.save_pretrained(folder)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from core.data.environment import credential, dotenv, redacted, require_credential
+from core.data.environment import credential, dotenv_of, redacted, require_credential
 from core.errors import MissingKey, UsageError
 
 
@@ -67,7 +67,7 @@ def test_a_key_that_no_header_can_carry_is_refused_without_being_shown(
 def test_dotenv_is_looked_for_in_the_current_folder_only(folder: Path) -> None:
     (folder / ".env").write_text("OPENAI_API_KEY=x\n", encoding="utf-8")
     (folder / "inner").mkdir()
-    assert dotenv(folder / "inner") == {}
+    assert dotenv_of(folder / "inner") == {}
 
 
 def test_redacting_takes_every_occurrence_and_leaves_short_words_alone() -> None:

@@ -22,25 +22,35 @@ Attempt = Callable[[int], Awaitable[float]]
 class Trial:
     """One run of the engine over numbers; an answer is its own cost in USD."""
 
-    def __init__(self, limits: Limits, attempt: Attempt, worst_usd: float = 0.0) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        attempt: Attempt,
+        worst_usd: float = 0.0,
+        unfinished: Callable[[float], bool] | None = None,
+    ) -> None:
         self.answers: dict[int, float] = {}
         self.failures: dict[int, tuple[TeacherError, int]] = {}
         self.asked: Counter[int] = Counter()
         self.in_flight = self.peak = self.drained = self.pulled = 0
         self.peak_spending = 0.0
         self.stop = Stop()
-        self._attempt = attempt
+        self._attempt, self._worst_usd = attempt, worst_usd
         self.engine: Engine[int, float] = Engine(
             limits,
             attempt=self._ask,
             cost_usd=lambda answer: answer,
-            worst_usd=lambda _: worst_usd,
+            worst_usd=self.worst_usd,
             succeeded=self.succeeded,
             failed=self.failed,
             drain=self.drain,
             progress=Progress(io.StringIO()),
             stop=self.stop,
+            unfinished=unfinished,
         )
+
+    def worst_usd(self, work: int) -> float:
+        return self._worst_usd
 
     async def _ask(self, work: int) -> float:
         self.asked[work] += 1
@@ -278,10 +288,35 @@ def test_the_budget_is_never_exceeded_what_is_in_flight_included(seed: int) -> N
     assert spending.reserved == 0
 
 
-def test_a_budget_below_one_request_asks_nothing() -> None:
+def test_work_that_alone_may_cost_more_than_the_whole_budget_fails_and_asks_nothing() -> None:
     trial = Trial(Limits(5, max_cost_usd=0.05), quick, worst_usd=0.1).run(10)
     assert sum(trial.asked.values()) == 0
-    assert "the next request may cost up to 0.1000" in str(trial.engine.stopped)
+    assert {error.reason for error, _ in trial.failures.values()} == {"over_budget"}
+    assert sorted(trial.failures) == list(range(10))
+    assert "may cost 0.1000 USD, more than --max-cost" in str(trial.failures[0][0])
+    assert trial.engine.stopped is None
+
+
+def test_work_too_dear_for_the_budget_does_not_keep_the_other_work_from_it() -> None:
+    class OneIsDear(Trial):
+        def worst_usd(self, work: int) -> float:
+            return 5.0 if work == 3 else 0.1
+
+    async def costly(_: int) -> float:
+        return 0.1
+
+    trial = OneIsDear(Limits(2, max_cost_usd=1.0), costly).run(8)
+    assert sorted(trial.answers) == [0, 1, 2, 4, 5, 6, 7]
+    assert list(trial.failures) == [3]
+
+
+def test_a_disk_that_is_full_when_dear_work_is_put_aside_stops_the_run() -> None:
+    class Full(Trial):
+        def failed(self, work: int, error: TeacherError, attempts: int) -> None:
+            raise StoppedEarly("no space left")
+
+    trial = Full(Limits(2, max_cost_usd=0.05), quick, worst_usd=0.1).run(10)
+    assert str(trial.engine.stopped) == "no space left"
 
 
 def test_a_budget_for_exactly_the_work_is_enough() -> None:
@@ -381,3 +416,139 @@ def test_an_error_of_our_own_ends_the_run_with_its_name_and_loses_nothing() -> N
     assert "ZeroDivisionError: oops" in str(trial.engine.stopped)
     assert sorted(trial.answers) == [0, 1, 2]
     assert [type(error) for error in reported] == [ZeroDivisionError]
+
+
+# ---- work of several answers, which holds something between them ---------------------------------------------------
+
+NOT_YET = 0.01
+"""An answer (its cost in USD) after which the work wants another attempt."""
+
+
+class Turns(Trial):
+    """Work of `turns` answers each. begun, peak_begun: pieces of work between their first and last answer."""
+
+    def __init__(self, limits: Limits, turns: int = 3, attempt: Attempt = quick, worst_usd: float = 0.0) -> None:
+        super().__init__(limits, self._turn, worst_usd, unfinished=lambda answer: answer == NOT_YET)
+        self.begun: set[int] = set()
+        self.answered: Counter[int] = Counter()
+        self.peak_begun = 0
+        self._turns, self._each = turns, attempt
+
+    async def _turn(self, work: int) -> float:
+        self.begun.add(work)
+        self.peak_begun = max(self.peak_begun, len(self.begun - set(self.answers) - set(self.failures)))
+        await self._each(work)
+        self.answered[work] += 1
+        return NOT_YET if self.answered[work] < self._turns else 0.02
+
+
+def test_work_is_asked_again_until_an_answer_finishes_it_and_is_settled_once() -> None:
+    trial = Turns(Limits(4, holds=True)).run(30)
+    assert sorted(trial.answers) == list(range(30))
+    assert set(trial.asked.values()) == {3}
+    assert trial.engine.spending.known == pytest.approx(30 * (2 * NOT_YET + 0.02))
+
+
+def test_work_that_holds_something_is_not_begun_beyond_concurrency_also_while_it_waits() -> None:
+    async def often_limited(work: int) -> float:
+        if trial.asked[work] % 2:
+            raise Throttled("rate_limit", "wait", retry_after_s=0.01)
+        return 0.0
+
+    trial = Turns(Limits(4, holds=True), attempt=often_limited)
+    trial.run(20)
+    assert len(trial.answers) == 20
+    assert trial.peak_begun <= 4
+
+
+def test_every_answer_has_its_own_retries() -> None:
+    async def each_answer_at_the_third_attempt(work: int) -> float:
+        if trial.asked[work] % 3:
+            raise TransientError("upstream_error", "500")
+        return 0.0
+
+    trial = Turns(Limits(2, retries=2, holds=True), turns=4, attempt=each_answer_at_the_third_attempt)
+    trial.run(5)
+    assert sorted(trial.answers) == list(range(5))
+    assert set(trial.asked.values()) == {12}
+
+
+def test_asked_once_to_stop_begun_work_comes_to_its_end_and_none_is_begun() -> None:
+    async def ask(trial: Trial) -> None:
+        while sum(trial.asked.values()) < 6:
+            await asyncio.sleep(0.001)
+        trial.stop.ask()
+
+    trial = Turns(Limits(4, holds=True), turns=10)
+    trial.run(1000, ask)
+    assert trial.begun == set(trial.answers)
+    assert 4 <= len(trial.answers) <= 8
+    assert trial.engine.stopped is None
+
+
+def test_asked_twice_to_stop_begun_work_is_left_where_it_is() -> None:
+    async def ask(trial: Trial) -> None:
+        while sum(trial.asked.values()) < 6:
+            await asyncio.sleep(0.001)
+        trial.stop.ask()
+        trial.stop.ask()
+
+    trial = Turns(Limits(4, holds=True), turns=10_000)
+    trial.run(1000, ask)
+    assert trial.answers == trial.failures == {}
+
+
+def test_a_teacher_that_can_serve_nobody_ends_begun_work_too() -> None:
+    async def no_money_at_last(work: int) -> float:
+        if sum(trial.answered.values()) > 20:
+            raise TeacherUnavailable("payment", "402: out of money")
+        return 0.0
+
+    trial = Turns(Limits(4, holds=True), turns=1000, attempt=no_money_at_last)
+    trial.run(10)
+    assert isinstance(trial.engine.stopped, TeacherUnavailable)
+    assert sum(trial.asked.values()) <= 21 + 4
+
+
+def test_nothing_but_rate_limits_for_too_long_ends_a_run_with_begun_work() -> None:
+    async def limited(_: int) -> float:
+        raise Throttled("rate_limit", "come back tomorrow", retry_after_s=0.01)
+
+    trial = Turns(Limits(3, fruitless_s=0.1, holds=True), attempt=limited)
+    trial.run(10)
+    assert "nothing but rate limits" in str(trial.engine.stopped)
+
+
+def test_a_full_disk_ends_begun_work_too_since_no_answer_could_be_kept() -> None:
+    class Full(Turns):
+        def succeeded(self, work: int, answer: float) -> None:
+            raise StoppedEarly("no space left")
+
+    async def first_is_short(work: int) -> float:
+        if work == 0:
+            trial.answered[0] = 1000
+        return 0.0
+
+    trial = Full(Limits(4, holds=True), turns=1000, attempt=first_is_short)
+    trial.run(10)
+    assert str(trial.engine.stopped) == "no space left"
+    assert sum(trial.asked.values()) < 100
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_budget_holds_over_all_answers_of_all_work_and_begun_work_may_use_it_up(seed: int) -> None:
+    chance = random.Random(seed)
+
+    async def costly(_: int) -> float:
+        await asyncio.sleep(chance.random() * 0.002)
+        if chance.random() < 0.1:
+            raise TransientError("timeout", "no answer", billed=True)
+        return 0.0
+
+    trial = Turns(Limits(6, retries=3, max_cost_usd=1.0, holds=True), turns=5, attempt=costly, worst_usd=0.03)
+    trial.run(1000)
+    spending = trial.engine.spending
+    assert "--max-cost 1 USD is reached" in str(trial.engine.stopped)
+    assert trial.peak_spending <= 1.0 + 1e-9
+    assert 1.0 - 0.03 - 1e-9 < spending.known + spending.maybe <= 1.0 + 1e-9
+    assert not set(trial.answers) & set(trial.failures)

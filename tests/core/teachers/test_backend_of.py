@@ -1,5 +1,8 @@
 """Who serves a model: by its name."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,7 +10,8 @@ import pytest
 from core.commands.generate_teacher_data import GenerateTeacherData
 from core.errors import ModelNotFound, UsageError
 from core.teachers import backend_of, open_teacher
-from core.teachers.locate import locate
+from core.teachers.locate import is_whole_model, locate, whole_ggufs
+from tests.support.running import ROOT, environment
 
 
 @pytest.mark.parametrize(
@@ -90,3 +94,54 @@ def test_an_empty_folder_says_what_it_lacks(folder: Path) -> None:
         locate("./empty", gguf=False)
     with pytest.raises(ModelNotFound, match=r"the folder empty \(it holds no \.gguf file\)"):
         locate("./empty", gguf=True)
+
+
+def test_a_projector_of_images_is_no_model(folder: Path) -> None:
+    for name in ("a-mmproj-Q4_K_M.gguf", "mmproj-F16.gguf", "z-Q8_0.gguf"):
+        (folder / name).touch()
+    assert locate(".", gguf=True).path.name == "z-Q8_0.gguf"
+
+
+def test_a_gguf_in_parts_is_whole_with_all_of_them(folder: Path) -> None:
+    parts = [folder / f"m-Q4_K_M-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
+    for part in parts[:2]:
+        part.touch()
+    assert whole_ggufs(folder.glob("*.gguf")) == []
+    parts[2].touch()
+    assert whole_ggufs(folder.glob("*.gguf")) == parts[:1]
+
+
+def test_a_model_is_whole_with_its_configuration_its_tokenizer_and_every_shard(folder: Path) -> None:
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    index = {"weight_map": {"a": shards[0], "b": shards[1], "c": shards[1]}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    for name in ("config.json", "tokenizer.json", *shards):
+        assert not is_whole_model(folder)
+        (folder / name).touch()
+    assert is_whole_model(folder)
+    (folder / "model.safetensors.index.json").write_text("{", encoding="utf-8")
+    assert not is_whole_model(folder)
+    (folder / "model.safetensors").touch()
+    assert is_whole_model(folder)
+
+
+def test_a_download_that_broke_off_is_not_taken_from_the_hubs_cache(folder: Path) -> None:
+    snapshot = folder / "cache" / "models--owner--name" / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0123", encoding="utf-8")
+    for name in ("config.json", "tokenizer.json", "mmproj-Q4_K_M.gguf"):
+        (snapshot / name).touch()
+
+    def located(gguf: bool) -> str:
+        code = f"from core.teachers.locate import locate; print(locate('owner/name', gguf={gguf}).path.name)"
+        env = environment(HF_HUB_CACHE=str(folder / "cache"), PYTHONPATH=str(ROOT))
+        ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, encoding="utf-8")
+        return (ran.stdout or ran.stderr.splitlines()[-1]).strip()
+
+    assert "the Hub's cache (nothing that fits)" in located(gguf=False)
+    assert "the Hub's cache (nothing that fits)" in located(gguf=True)
+    (snapshot / "model.safetensors").touch()
+    (snapshot / "name-Q4_K_M.gguf").touch()
+    assert located(gguf=False) == "0123"
+    assert located(gguf=True) == "name-Q4_K_M.gguf"

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from core.errors import ModelNotFound, RequestRejected, UsageError
+from core.errors import ModelNotFound, RequestRejected, TeacherUnavailable, UsageError
 from core.teachers import Completion, Sampling
 from core.teachers.hf import HfTeacher
 from core.teachers.hf_model import GumbelNoise, generate_batch, load_model, load_tokenizer
-from tests.support.tiny_model import make_tiny_model
+from tests.support.tiny_model import make_tiny_model, real_template, teach
 
 OPTIONS: dict[str, Any] = {
     "batch_size": 4,
@@ -160,3 +160,113 @@ def test_a_model_that_is_nowhere_is_named_with_all_places_that_were_tried(monkey
 def test_four_bit_weights_need_their_package():
     with pytest.raises(UsageError, match=r"bitsandbytes, which is not installed\. Run: pip install bitsandbytes"):
         HfTeacher("smollm2", **{**OPTIONS, "load_in_4bit": True})
+
+
+# ---- tools ------------------------------------------------------------------------------------------------------
+
+TOOLS: list[dict[str, Any]] = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "The weather.",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+        },
+    }
+]
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+
+
+def ask_with_tools(folder: Path, messages: list[dict[str, Any]], max_tokens: int = 80) -> Completion:
+    async def once() -> Completion:
+        teacher = HfTeacher(str(folder), **OPTIONS, tools=True)
+        await teacher.prepare(lambda note: None)
+        try:
+            return await teacher.complete(messages, Sampling(max_tokens, 0.0), TOOLS)
+        finally:
+            await teacher.aclose()
+
+    return asyncio.run(once())
+
+
+def test_a_model_calls_a_tool_and_its_markers_may_be_special_tokens(tmp_path: Path):
+    markers = ("<tool_call>", "</tool_call>")
+    folder = make_tiny_model(tmp_path, template=real_template("qwen2_5"), positions=2048, special=markers)
+    prompt = load_tokenizer(folder).apply_chat_template(
+        user("Weather?"), tools=TOOLS, tokenize=False, add_generation_prompt=True
+    )
+    teach(folder, prompt, f"I look.\n{CALL}<|im_end|>")
+    answer = ask_with_tools(folder, user("Weather?"))
+    assert (answer.text, answer.finish_reason) == ("I look.", "tool_calls")
+    assert [call["function"] for call in answer.tool_calls] == [{"name": "weather", "arguments": '{"city": "Paris"}'}]
+    cut_off = ask_with_tools(folder, user("Weather?"), max_tokens=answer.usage.completion_tokens - 6)
+    assert (cut_off.tool_calls, cut_off.finish_reason) == ([], "length")
+    assert cut_off.text.startswith("I look.\n<tool_call>")
+
+
+def test_a_model_whose_template_drops_tools_is_refused_before_it_is_loaded_and_when_it_is_asked(folder: Path):
+    with pytest.raises(UsageError, match=r"the chat template of .* has no place for tools\. Use another model"):
+        ask_with_tools(folder, user("Weather?"))
+
+    async def without_a_warning() -> None:
+        teacher = HfTeacher(str(folder), **OPTIONS)
+        await teacher.prepare(lambda note: None)
+        try:
+            with pytest.raises(TeacherUnavailable, match="has no place for tools") as caught:
+                await teacher.complete(user("Weather?"), SILENT, TOOLS)
+            assert caught.value.usage
+        finally:
+            await teacher.aclose()
+
+    asyncio.run(without_a_warning())
+
+
+def test_a_local_teacher_has_no_price_and_knows_its_context(folder: Path):
+    async def about() -> None:
+        teacher = HfTeacher(str(folder), **OPTIONS)
+        assert teacher.context_tokens is None
+        await teacher.prepare(lambda note: None)
+        assert teacher.context_tokens == 256
+        assert (await teacher.price(), await teacher.credit_left_usd(), teacher.notes) == (None, None, [])
+        assert teacher.endpoint is None
+        assert teacher.sampling_sent(SILENT) == {"max_tokens": 8, "temperature": 0.0, "top_p": 1.0, "seed": None}
+        await teacher.aclose()
+
+    asyncio.run(about())
+
+
+# ---- memory -----------------------------------------------------------------------------------------------------
+
+
+def test_only_the_request_that_does_not_fit_alone_fails_when_memory_runs_out(folder: Path):
+    """A graphics card with room for 36 tokens stands in for a real one."""
+
+    async def asked() -> tuple[list[Any], list[int]]:
+        teacher = HfTeacher(str(folder), **OPTIONS)
+        await teacher.prepare(lambda note: None)
+        whole: Any = teacher._generate
+        sizes: list[int] = []
+
+        def small(model: Any, tokenizer: Any, prompts: Any, *rest: Any) -> Any:
+            sizes.append(len(prompts))
+            if sum(map(len, prompts)) > 36:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TiB.\nmore")
+            return whole(model, tokenizer, prompts, *rest)
+
+        teacher._generate = small  # pyright: ignore[reportAttributeAccessIssue]
+        prompts = ["Explain.", "Paris " * 20, "The capital"]
+        try:
+            results = await asyncio.gather(
+                *(teacher.complete(user(prompt), SILENT) for prompt in prompts), return_exceptions=True
+            )
+        finally:
+            await teacher.aclose()
+        return results, sizes
+
+    (first, long, third), sizes = asyncio.run(asked())
+    assert isinstance(first, Completion)
+    assert isinstance(third, Completion)
+    assert isinstance(long, RequestRejected)
+    assert long.reason == "out_of_memory"
+    assert str(long).endswith("tokens of prompt alone: CUDA out of memory. Tried to allocate 1 TiB.")
+    assert sizes[0] == 3

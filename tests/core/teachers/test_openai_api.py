@@ -2,6 +2,7 @@
 
 import asyncio
 import email.utils
+import gzip
 import json
 import time
 from collections.abc import Callable
@@ -10,9 +11,18 @@ from typing import Any
 import pytest
 
 from core.commands.generate_teacher_data import GenerateTeacherData
-from core.errors import MissingKey, RequestRejected, TeacherError, TeacherUnavailable, Throttled, TransientError
+from core.errors import (
+    MissingKey,
+    RequestRejected,
+    TeacherError,
+    TeacherUnavailable,
+    Throttled,
+    TransientError,
+    UsageError,
+)
 from core.teachers import open_teacher
-from core.teachers.openai_api import ApiTeacher, parse_answer, retry_after_s
+from core.teachers.api_answers import parse_answer, retry_after_s
+from core.teachers.openai_api import LONGEST_RESPONSE_BYTES, ApiTeacher
 from core.teachers.protocol import Completion, Sampling, Usage
 from tests.support.running import KEY, Mock, Received, Reply, chat_answer, small_server
 
@@ -48,9 +58,9 @@ def raised(status: int, body: Any, **headers: str) -> TeacherError:
 
 
 def test_an_ordinary_answer() -> None:
-    raw = answer({"message": {"content": "Hi", "reasoning": "hm"}, "finish_reason": "stop"}, provider="Acme")
+    raw = answer({"message": {"content": "Hi", "reasoning": "hm"}, "finish_reason": "stop"})
     assert parse_answer(200, {}, raw, 100) == Completion(
-        "Hi", "stop", reasoning="hm", usage=Usage(10, 5, 3), cost_usd=0.25, served_by="Acme"
+        "Hi", "stop", reasoning="hm", usage=Usage(10, 5, 3), cost_usd=0.25
     )
 
 
@@ -135,7 +145,8 @@ STATUSES: list[tuple[int, dict[str, Any], type[TeacherError], str]] = [
     (429, error("insufficient_quota", type="insufficient_quota"), TeacherUnavailable, "payment"),
     (500, error(500, metadata={"error_type": "server"}), TransientError, "upstream_error"),
     (502, error(502, metadata={"error_type": "provider_unavailable"}), TransientError, "upstream_error"),
-    (503, error(503, metadata={"error_type": "provider_overloaded"}), Throttled, "overloaded"),
+    (503, error(503, metadata={"error_type": "provider_overloaded"}), TransientError, "overloaded"),
+    (503, error(503, metadata={"retry_after_seconds": 2}), Throttled, "overloaded"),
     (504, error(504), TransientError, "timeout"),
     (529, error(529), TransientError, "upstream_error"),
 ]
@@ -198,7 +209,8 @@ def test_a_web_page_ends_the_run_and_names_base_url(status: int) -> None:
 
 def test_a_gateways_error_page_is_transient() -> None:
     assert type(raised(502, b"<html>Bad Gateway</html>", content_type="text/html")) is TransientError
-    assert type(raised(503, b"<html>Busy</html>", content_type="text/html")) is Throttled
+    assert type(raised(503, b"<html>Busy</html>", content_type="text/html")) is TransientError
+    assert type(raised(503, b"<html>Busy</html>", content_type="text/html", retry_after="3")) is Throttled
 
 
 def test_a_redirect_ends_the_run_and_names_the_other_place() -> None:
@@ -206,6 +218,20 @@ def test_a_redirect_ends_the_run_and_names_the_other_place() -> None:
     assert isinstance(found, TeacherUnavailable)
     assert "https://elsewhere.example/v1/chat/completions" in str(found)
     assert "the key stays here" in str(found)
+
+
+def test_an_error_in_a_list_is_read() -> None:
+    found = raised(400, [{"error": error(400, "API key not valid", status="INVALID_ARGUMENT")}])
+    assert (type(found), found.reason) == (RequestRejected, "invalid_request")
+    assert "API key not valid" in str(found)
+    assert type(raised(429, [{"error": error(429)}])) is Throttled
+
+
+@pytest.mark.parametrize("body", [b"", b"prompt is too long", b"[]"])
+def test_a_400_without_an_explanation_fails_its_row_only(body: bytes) -> None:
+    found = raised(400, body)
+    assert (type(found), found.reason) == (RequestRejected, "invalid_request")
+    assert isinstance(raised(400, b"<html>nginx</html>"), TeacherUnavailable)
 
 
 def test_other_models_that_would_do_are_named() -> None:
@@ -315,6 +341,47 @@ def test_openais_reasoning_models_get_the_new_name_and_no_temperature(model: str
 def test_the_same_name_at_another_server_is_asked_like_any_model() -> None:
     body = teacher("o3", "openai", base_url="http://127.0.0.1:1/v1").body(MESSAGES, Sampling(100, 0.7))
     assert body == {"model": "o3", "messages": MESSAGES, "max_tokens": 100, "temperature": 0.7}
+
+
+TOOLS = [{"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}]
+
+
+@pytest.mark.usefixtures("keys")
+def test_tools_are_offered_and_go_only_to_providers_that_take_them() -> None:
+    body = teacher("a/b", "openrouter").body(MESSAGES, Sampling(100, 0.7), TOOLS)
+    assert body == {
+        "model": "a/b",
+        "messages": MESSAGES,
+        "max_tokens": 100,
+        "temperature": 0.7,
+        "tools": TOOLS,
+        "provider": {"require_parameters": True},
+    }
+    assert list(body)[:2] == ["model", "messages"]
+    elsewhere = teacher("m", "openai", base_url="http://127.0.0.1:1/v1").body(MESSAGES, Sampling(100, 0.7), TOOLS)
+    assert elsewhere["tools"] == TOOLS
+    assert "provider" not in elsewhere
+    assert "tools" not in teacher("a/b", "openrouter").body(MESSAGES, Sampling(100, 0.7))
+
+
+@pytest.mark.usefixtures("keys")
+def test_what_of_the_sampling_is_sent_is_known() -> None:
+    sampling = Sampling(100, 0.7, 0.9, 5)
+    assert teacher("gpt-5.2", "openai").sampling_sent(sampling) == {
+        "max_tokens": 100,
+        "temperature": None,
+        "top_p": None,
+        "seed": 5,
+    }
+    assert teacher("gpt-4o", "openai").sampling_sent(sampling)["temperature"] == 0.7
+
+
+@pytest.mark.parametrize("extra", [{"a": "\ud800"}, {"a": {"b": 2**70}}])
+def test_an_extra_body_that_no_json_can_carry_is_refused_before_anything_is_sent(
+    folder: Any, extra: dict[str, Any]
+) -> None:
+    with pytest.raises(UsageError, match="--extra-body cannot be sent as JSON"):
+        teacher("m", "openai", base_url="http://127.0.0.1:1/v1", extra_body=extra)
 
 
 @pytest.mark.usefixtures("keys")
@@ -438,20 +505,55 @@ def test_nobody_listens_is_transient_and_names_the_place(folder: Any) -> None:
     asyncio.run(once())
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:99999/v1", "http:///v1"])
-def test_a_url_that_is_none_ends_the_run(folder: Any, url: str) -> None:
+@pytest.mark.parametrize("url", ["http://127.0.0.1:99999/v1", "http:///v1", "http://a..b/v1", "http://[::1/v1"])
+def test_a_url_that_is_none_is_refused_before_anything_is_sent(folder: Any, url: str) -> None:
+    with pytest.raises(UsageError, match="is not a URL such as"):
+        teacher("m", "openai", base_url=url)
+
+
+def test_a_conversation_that_no_json_can_carry_fails_alone(folder: Any) -> None:
     async def once() -> None:
-        asked = teacher("m", "openai", base_url=url)
-        try:
-            with pytest.raises(TeacherUnavailable, match="is not a URL"):
-                await asked.complete(MESSAGES, Sampling(100, 0.7))
-        finally:
-            await asked.aclose()
+        asked = teacher("m", "openai", base_url="http://127.0.0.1:1/v1")
+        with pytest.raises(RequestRejected, match="cannot be sent as JSON"):
+            await asked.complete([{"role": "tool", "content": "\ud800"}], Sampling(100, 0.7))
+        await asked.aclose()
 
     asyncio.run(once())
 
 
+def test_the_turn_decides_about_the_ids_of_calls_that_came_without(folder: Any) -> None:
+    call = {"function": {"name": "f", "arguments": "{}"}}
+    with small_server(lambda _: Reply(body=chat_answer("", tool_calls=[call]))) as server:
+
+        async def twice() -> list[str]:
+            asked = teacher("m", "openai", base_url=server.url)
+            answers = [await asked.complete(MESSAGES * times, Sampling(9, 0.0), TOOLS) for times in (1, 3)]
+            await asked.aclose()
+            return [answer.tool_calls[0]["id"] for answer in answers]
+
+        first, second = asyncio.run(twice())
+    assert first != second
+    assert server.received[0].json["tools"] == TOOLS
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_server_that_never_stops_sending_does_not_take_our_memory(folder: Any, packed: bool) -> None:
+    blanks = b" " * (LONGEST_RESPONSE_BYTES + 1)
+    body = gzip.compress(blanks, 1) if packed else blanks
+    headers = {"content-encoding": "gzip"} if packed else {}
+    problem, _ = complete(lambda _: Reply(body=body, headers=headers))
+    assert isinstance(problem, RequestRejected)
+    assert (problem.reason, problem.billed) == ("too_large", True)
+    assert "more than 64 MiB" in str(problem)
+
+
 # ---- prices -----------------------------------------------------------------------------------------------------
+
+
+def test_a_list_of_prices_that_never_ends_is_no_price(folder: Any) -> None:
+    body = b" " * (LONGEST_RESPONSE_BYTES + 1)
+    with small_server(lambda _: Reply(body=body)) as server:
+        assert price_of("m", server.url) is None
 
 
 def price_of(model: str, url: str) -> tuple[float, float] | None:

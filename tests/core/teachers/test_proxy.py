@@ -5,7 +5,7 @@ import base64
 
 import pytest
 
-from core.errors import TransientError
+from core.errors import TransientError, UsageError
 from core.teachers.openai_api import ApiTeacher, environment_proxy
 from core.teachers.protocol import Sampling
 
@@ -24,6 +24,27 @@ def test_the_proxy_is_that_of_the_scheme_unless_no_proxy_names_the_host(monkeypa
     assert environment_proxy("http://teacher.example/v1") is None
     monkeypatch.setenv("NO_PROXY", "localhost,teacher.example")
     assert environment_proxy("https://teacher.example/v1") is None
+
+
+def test_a_proxy_without_a_scheme_is_http(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "proxy.example:3128")
+    assert environment_proxy("http://teacher.example/v1") == "http://proxy.example:3128"
+
+
+@pytest.mark.parametrize(
+    ("proxy", "problem"),
+    [
+        ("socks5://proxy.example:1080", r"\(HTTP_PROXY\) is of the kind socks5; only http and https are supported"),
+        ("http://user:secret@a..b:3128", r"\(HTTP_PROXY\): http://\*\*\*@a\.\.b:3128 is not a URL such as"),
+        ("http://proxy.example:port", r"\(HTTP_PROXY\): http://proxy\.example:port is not a URL such as"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used_is_refused_before_anything_is_sent(
+    monkeypatch: pytest.MonkeyPatch, proxy: str, problem: str
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", proxy)
+    with pytest.raises(UsageError, match=problem):
+        ApiTeacher("m", "openai", base_url="http://teacher.invalid/v1")
 
 
 def test_requests_go_through_the_proxy_with_its_password(monkeypatch: pytest.MonkeyPatch) -> None:

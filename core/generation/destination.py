@@ -1,0 +1,142 @@
+"""Where rows go when a file is replaced as a whole: what is there now, and how nothing of it is lost."""
+
+import filecmp
+import os
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import orjson
+
+from ..data.jsonlines import read_lines
+from ..errors import UsageError
+
+Holds = Literal["nothing", "ours", "prompts", "other"]
+
+ANSWERS = ("completion", "response", "answer", "output", "chosen", "reference")
+PROMPTS = ("prompt", "question", "instruction")
+
+
+def what_it_holds(path: Path, mark: bytes) -> Holds:
+    """nothing: there is no file, or an empty one.   ours: every row has the mark.   prompts: rows without answers."""
+    if not path.exists():
+        return "nothing"
+    ours = prompts = rows = 0
+    for _, line in read_lines(path):
+        rows += 1
+        if mark in line:
+            ours += 1
+        else:
+            prompts += is_prompt(line)
+        if ours < rows and prompts < rows:
+            return "other"
+    return "nothing" if not rows else "ours" if ours else "prompts"
+
+
+def is_prompt(line: bytes) -> bool:
+    """Whether a line is a row that waits for an answer."""
+    try:
+        found: Any = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return False
+    if not isinstance(found, dict) or any(key in found for key in ANSWERS):
+        return False
+    messages = found.get("messages")
+    if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
+        return messages[-1].get("role") in ("user", "system")
+    return any(isinstance(found.get(key), str) for key in PROMPTS)
+
+
+@contextmanager
+def temporary_beside(path: Path) -> Generator[IO[bytes], None, None]:
+    """A hidden file in the folder of `path`, gone at the end unless `put` has renamed it. Raises OSError."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)  # opened again by name, so that the file knows it
+    try:
+        with open(name, "w+b", buffering=1 << 20) as file:
+            yield file
+    finally:
+        if os.path.exists(name):
+            os.unlink(name)
+
+
+def put(file: IO[bytes], path: Path) -> None:
+    """Give a `temporary_beside` its name, with all its bytes on the disk. Raises OSError."""
+    file.flush()
+    mask = os.umask(0)
+    os.umask(mask)
+    os.fchmod(file.fileno(), 0o666 & ~mask)
+    os.fsync(file.fileno())
+    os.replace(file.name, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def may_move(path: Path, to: Path) -> bool:
+    """Whether `to` is free, or holds the very same bytes (a run that was killed between two steps)."""
+    return not os.path.lexists(to) or (to.is_file() and filecmp.cmp(path, to, shallow=False))
+
+
+def second_name(path: Path, to: Path) -> None:
+    """Let `to` name what `path` names, so that `path` can be replaced. Never over another file. Raises OSError."""
+    if os.path.lexists(to) and may_move(path, to):
+        return
+    try:
+        os.link(path, to, follow_symlinks=False)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if os.path.lexists(to):
+            raise FileExistsError(f"{to} exists") from None
+        os.rename(path, to)
+
+
+def free_name(path: Path) -> Path:
+    """train.jsonl -> train.jsonl.old, or .old2, .old3, ... where those are taken."""
+    aside, number = path.with_name(path.name + ".old"), 2
+    while os.path.lexists(aside):
+        aside, number = path.with_name(f"{path.name}.old{number}"), number + 1
+    return aside
+
+
+class Destination:
+    """A file to be replaced. Looks at what is there when it is made; `take` puts the new one.
+
+    Raises UsageError when the place cannot be used, and, without `overwrite`, when it holds other data.
+    """
+
+    def __init__(self, path: Path, mark: bytes, *, prompts: Path | None, overwrite: bool) -> None:
+        self.path = path
+        self.holds: Holds = what_it_holds(path, mark)
+        self.aside: Path | None = None
+        """Where what is there will go; None when it is replaced."""
+        if self.holds == "prompts" and prompts is not None and may_move(path, prompts):
+            self.aside = prompts
+        elif self.holds in ("prompts", "other"):
+            if not overwrite:
+                if self.holds == "prompts":
+                    free = (
+                        ""
+                        if prompts is None
+                        else f" {prompts} holds something else already, so they cannot move there."
+                    )
+                    raise UsageError(
+                        f"{path} holds prompts.{free} Name another file with --output, or pass --overwrite: they are "
+                        f"then kept as {free_name(path).name}."
+                    )
+                raise UsageError(
+                    f"{path} holds rows that convert_rollouts did not write. Name another file with --output, or pass "
+                    f"--overwrite: they are then kept as {free_name(path).name}."
+                )
+            self.aside = free_name(path)
+
+    def take(self, file: IO[bytes]) -> None:
+        """Replace it by a `temporary_beside`. Raises OSError; then what was there is still there."""
+        if self.aside is not None:
+            second_name(self.path, self.aside)
+        put(file, self.path)

@@ -1,0 +1,95 @@
+"""What a run of rollouts has had so far, for its closing table."""
+
+from collections import Counter
+
+from ..teachers import Usage
+from .check import Verdict
+from .rollout import Rollout
+from .tally import ADVICE
+
+MORE_ADVICE = {
+    "malformed_arguments": "the teacher writes broken tool calls: is it one that was trained for tools?",
+    "loop": "the teacher repeats a call that gets it nowhere: read one with scripts/show.py --failed",
+    "tools_gone": "a tool server ended in the middle: is it up, is its memory enough?",
+    "container": "a container did not start: see the message",
+    "rollout_timeout": "longer than --rollout-timeout: raise it, or lower --max-turns",
+    "context_length": "longer than --max-context: raise it, or lower --max-tool-response",
+    "no_room_for_answer": ADVICE["no_room_for_answer"],
+    "bad_row": ADVICE["bad_row"],
+}
+"""Reason of a failed rollout -> what it means, and the next step."""
+
+
+class RolloutTally:
+    """Counts over the rollouts of this run."""
+
+    def __init__(self) -> None:
+        self.outcomes: Counter[str] = Counter()
+        self.failures: Counter[str] = Counter()
+        self.tools_used: Counter[str] = Counter()
+        self.tools_failed: Counter[str] = Counter()
+        self.last_message: dict[str, str] = {}
+        self.answers = self.successes = self.unchecked = self.prompt_tokens = self.completion_tokens = 0
+        self.cost_known = True
+        self._turns = (0, 0, 0)  # smallest, sum, largest
+
+    def turn(self, usage: Usage, cost_usd: float | None) -> None:
+        """Count one answer of the teacher."""
+        self.answers += 1
+        self.prompt_tokens += usage.prompt_tokens
+        self.completion_tokens += usage.completion_tokens
+        self.cost_known = self.cost_known and cost_usd is not None
+
+    def ended(self, rollout: Rollout, verdict: Verdict) -> None:
+        """Count a rollout that came to its end."""
+        self.outcomes[rollout.ended] += 1
+        self.successes += verdict.success
+        self.unchecked += verdict.reward is None
+        self._count(rollout)
+
+    def failed(self, rollout: Rollout | None, reason: str, message: str) -> None:
+        """Count one that ended in an error."""
+        self.outcomes["error"] += 1
+        self.failures[reason] += 1
+        self.last_message[reason] = message
+        if rollout is not None:
+            self._count(rollout)
+
+    def _count(self, rollout: Rollout) -> None:
+        self.tools_used += rollout.totals.tools_used
+        self.tools_failed += rollout.totals.tools_failed
+        smallest, total, largest = self._turns
+        self._turns = (
+            min(smallest or rollout.turns, rollout.turns),
+            total + rollout.turns,
+            max(largest, rollout.turns),
+        )
+
+    @property
+    def rollouts(self) -> int:
+        return sum(self.outcomes.values())
+
+    @property
+    def judged(self) -> int:
+        """Rollouts that did not end in an error."""
+        return self.rollouts - self.outcomes["error"]
+
+    @property
+    def turns(self) -> dict[str, float]:
+        """Turns of a rollout."""
+        smallest, total, largest = self._turns
+        if not total:
+            return {}
+        return {"min": smallest, "mean": round(total / self.rollouts, 2), "max": largest}
+
+    def advice(self) -> list[str]:
+        """One line per kind of failure."""
+        lines: list[str] = []
+        for reason, count in self.failures.most_common():
+            lines.append(f"{count:,} x {reason}: {MORE_ADVICE.get(reason) or ADVICE.get(reason) or 'see the message'}")
+            lines.append(f"    last message: {self.last_message[reason][:300]}")
+        if self.outcomes["length"]:
+            lines.append(f"{self.outcomes['length']:,} x length: --max-tokens cut the teacher off: raise it")
+        if self.outcomes["max_turns"]:
+            lines.append(f"{self.outcomes['max_turns']:,} x max_turns: no answer within --max-turns: raise it")
+        return lines

@@ -1,0 +1,110 @@
+"""The folder of rollouts: one file each, written whole or not at all; which of them are finished, by key."""
+
+import datetime
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..data.jsonlines import cannot_write, lock
+from ..data.keys import KeyCounts
+from ..data.rollouts import NotARollout, read_rollout, rollout_paths
+from ..data.run import write_json
+from ..errors import StoppedEarly, UsageError
+
+TORN = re.compile(r"^\.\d{8}_\d{6}_[0-9a-f]{8}\.json\..+")
+"""A file that was being written when its run was killed."""
+
+KEY = re.compile(r"[0-9a-f]{32}")
+
+
+class Shelf:
+    """Rollouts of earlier runs, and where new ones go. `with shelf.open()` holds the folder alone."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.foreign = 0
+        """Files in the folder that are no rollouts."""
+        self._finished = KeyCounts()
+        self._again: dict[str, Path] = {}  # key -> file that ended in an error: the next run takes its place
+        self._cost_usd, self._with_cost = 0.0, 0
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Raises UsageError: the folder cannot be made or written, or another run is at work in it."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise UsageError(cannot_write(self.folder, error)) from None
+        try:
+            self._lock(handle)
+            for path in self.folder.iterdir():
+                if TORN.match(path.name):
+                    path.unlink()
+            self.read()
+            yield
+        finally:
+            os.close(handle)
+
+    def _lock(self, handle: int) -> None:
+        try:
+            lock(handle, self.folder / ".lock")
+        except UsageError:
+            raise UsageError(
+                f"another run is at work in {self.folder}. Wait for it, or use another --output "
+                "(convert_rollouts reads a folder with all folders below it)."
+            ) from None
+
+    def read(self) -> None:
+        """See what is there."""
+        if not self.folder.is_dir():
+            return
+        for path in rollout_paths(self.folder):
+            try:
+                rollout = read_rollout(path)
+            except NotARollout:
+                self.foreign += 1
+                continue
+            if rollout.key is None or not KEY.fullmatch(rollout.key):
+                continue  # somebody else's
+            if rollout.completed is not True:
+                self._again[rollout.key] = path
+                continue
+            self._finished.add(rollout.key)
+            cost = rollout.record.get("provenance", {}).get("cost_usd")
+            if isinstance(cost, int | float):
+                self._cost_usd, self._with_cost = self._cost_usd + cost, self._with_cost + 1
+
+    def has(self, key: str) -> bool:
+        """Whether there is a rollout that did not end in an error."""
+        return key in self._finished
+
+    @property
+    def mean_cost_usd(self) -> float | None:
+        """What a finished rollout has cost; None when there is none to go by."""
+        return self._cost_usd / self._with_cost if self._with_cost else None
+
+    def place_for(self, key: str, started: datetime.datetime) -> Path:
+        """The file of a rollout: a new one, or that of an earlier attempt which ended in an error."""
+        if key in self._again:
+            return self._again[key]
+        return self.folder / f"{started:%Y%m%d_%H%M%S}_{uuid.uuid4().hex[:8]}.json"
+
+    def put(self, path: Path, record: dict[str, Any], key: str) -> None:
+        """Write a rollout. Raises StoppedEarly when the disk is full."""
+        try:
+            write_json(path, record)
+        except OSError as error:
+            raise StoppedEarly(cannot_write(path, error)) from None
+        if record["completed"] is True:
+            self._finished.add(key)
+            self._again.pop(key, None)
+            cost = record["provenance"]["cost_usd"]
+            if cost is not None:
+                self._cost_usd, self._with_cost = self._cost_usd + cost, self._with_cost + 1
+        else:
+            self._again[key] = path
