@@ -7,8 +7,10 @@ without the dependencies gets one line and no traceback.
 import importlib
 import importlib.util
 import inspect
+import io
 import json
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -38,6 +40,8 @@ GENERAL_OPTIONS: tuple[tuple[str, Any, str], ...] = (
 
 def main(name: str, argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command and leave the process with its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # an ASCII terminal must not end what was asked for
+        sys.stdout.reconfigure(errors="backslashreplace")
     code, at_once = run(name, sys.argv[1:] if argv is None else argv)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -130,8 +134,8 @@ def parse(name: str, model: "type[Command]", argv: Sequence[str]) -> dict[str, A
         return None
     import cyclopts
 
-    for at in range(len(argv) - 1, 0, -1):  # "--input -": a lone hyphen is a value, which the parser takes for a flag
-        if argv[at] == "-" and argv[at - 1].startswith("-"):
+    for at in range(len(argv) - 1, 0, -1):  # "--input -", "--index -1,0": values, which the parser takes for flags
+        if re.fullmatch(r"-(\d[\d,-]*)?", argv[at]) and argv[at - 1].startswith("-"):
             argv = [*argv[: at - 1], argv[at - 1] + "=-", *argv[at + 1 :]]
     app = parser(name, model)
     try:

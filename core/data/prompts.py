@@ -84,7 +84,7 @@ def open_prompts(source: str, options: PromptOptions) -> Generator[Callable[[], 
         yield lambda: _prompts(((f"{source} row {i}", row) for i, row in enumerate(dataset)), options)
     else:
         path = Path(source)
-        _check_file(path)
+        check_file(path)
         yield lambda: _prompts(read_file(path, str(path)), options)
 
 
@@ -103,7 +103,8 @@ def _kind(path: Path) -> str:
         return ".jsonl" if first.startswith(b"{") else ".txt"
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
+    """Raises InputError for a path that is no file of rows."""
     if path.is_dir():
         raise InputError(path, None, "is a directory. Name a file in it.")
     if not path.exists():

@@ -258,15 +258,7 @@ def read_rollout(path: Path) -> Rollout:
     """Read a file. Raises NotARollout, whose reason is one of: unreadable, too_large, empty, not_utf8, nan, not_json
     (truncated), not_a_rollout (no list `conversation`), empty_conversation."""
     try:
-        with open(path, "rb", buffering=0) as file:
-            about = os.fstat(file.fileno())
-            if not stat.S_ISREG(about.st_mode):
-                raise NotARollout("unreadable", "not a regular file")
-            if about.st_size > MOST_BYTES:
-                raise NotARollout(
-                    "too_large", f"{about.st_size / 2**20:.0f} MiB, and {MOST_BYTES // 2**20} are allowed"
-                )
-            data = file.read()
+        data = _bytes(path)
     except OSError as error:
         raise NotARollout("unreadable", error.strerror or str(error)) from None
     repairs: tuple[str, ...] = ()
@@ -283,6 +275,24 @@ def read_rollout(path: Path) -> Rollout:
     if not conversation:
         raise NotARollout("empty_conversation", "its conversation has no message")
     return Rollout(path, record, conversation, repairs, len(data))
+
+
+def _bytes(path: Path) -> bytes:
+    """All of a file, in as few system calls as it takes. Raises OSError and NotARollout."""
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    try:
+        about = os.fstat(handle)
+        if not stat.S_ISREG(about.st_mode):
+            raise NotARollout("unreadable", "not a regular file")
+        size = about.st_size
+        if size > MOST_BYTES:
+            raise NotARollout("too_large", f"{size / 2**20:.0f} MiB, and {MOST_BYTES // 2**20} are allowed")
+        data = os.read(handle, size)
+        while len(data) < size and (more := os.read(handle, size - len(data))):
+            data += more
+        return data
+    finally:
+        os.close(handle)
 
 
 def _awkward(data: bytes, error: orjson.JSONDecodeError) -> tuple[Any, tuple[str, ...]]:

@@ -1,6 +1,7 @@
 """Whether a rollout succeeded: its final answer against the expected one, or the user's reward functions."""
 
 import asyncio
+import copy
 import inspect
 import math
 import re
@@ -153,7 +154,7 @@ class Rewards:
         verdict = Verdict(True)
         vetoed = False
         for name in row.get("rewards") or self.functions:
-            value = await self._value(name, args, messages, verdict.errors)
+            value = await self._value(name, args, copy.deepcopy(messages), verdict.errors)
             verdict.rewards[name] = value
             vetoed = vetoed or (mark_of(self.functions.get(name)).precondition and value == 0)
         numbers = [value for value in verdict.rewards.values() if isinstance(value, float)]

@@ -55,7 +55,11 @@ class _Chromium:
 
 
 class BrowserTools:
-    """The tools `browser_*`, named and shaped as Playwright MCP's; pages come with their snapshot.
+    """The tools `browser_*`: names, arguments and sections of the results are those of Playwright MCP 0.0.83.
+
+    Two things differ, because the results are what a student learns from: a page comes with its snapshot, where
+    Playwright MCP links to a file, and without the Playwright code of the action. Dialogs are dismissed and told,
+    files are neither kept nor sent, and no tool evaluates code.
 
     allow_hosts: see HostRules.   executable: Chromium; None looks for Playwright's own, then on PATH.
     sandbox: Chromium's own sandbox; None uses it unless the user is root, for whom Chromium has none.
@@ -76,7 +80,7 @@ class BrowserTools:
         self._gate = Gate(self._rules)
         self._executable = executable
         self._headless = headless
-        self._sandbox = os.geteuid() != 0 if sandbox is None and hasattr(os, "geteuid") else bool(sandbox)
+        self._sandbox = getattr(os, "geteuid", lambda: 1)() != 0 if sandbox is None else sandbox
         self._limits = limits or Limits()
         self._chromium: _Chromium | None = None
         self._starting = asyncio.Lock()
@@ -105,8 +109,8 @@ class BrowserTools:
             chromium = await self._running()
             try:
                 context = await self._new_context(chromium)
-            except Error:
-                chromium.failed = True  # a dead driver shows at its next use only
+            except Exception:  # a dead driver shows at its next use only, and raises what it likes
+                chromium.failed = True
                 chromium = await self._running()
                 context = await self._new_context(chromium)
         except (UsageError, Error) as error:
@@ -140,7 +144,12 @@ class BrowserTools:
     async def _start(self) -> _Chromium:
         from playwright.async_api import Error, async_playwright
 
-        playwright = await async_playwright().start()
+        try:
+            playwright = await async_playwright().start()
+        except (Error, OSError) as error:
+            raise UsageError(
+                f"Playwright does not start: {error}. Run: pip install --force-reinstall playwright"
+            ) from None
         try:
             executable = _find(self._executable, Path(playwright.chromium.executable_path))
             browser = await playwright.chromium.launch(

@@ -26,7 +26,7 @@ _TRIM = """limit => {
         while (node.nextSibling) node.nextSibling.remove();
     return excess;
 }"""
-"""Takes away what comes after the first elements: a snapshot costs about 0.1 ms an element, in the page and for all."""
+"""Takes away what comes after the first elements: each of them costs a snapshot about 0.1 ms."""
 _STILL_LOADING = "The page is still loading: more may come. browser_wait_for gives it time."
 
 
@@ -93,6 +93,10 @@ class BrowserSession:
                 word = "crashed" if tab.crashed else "opened dialogs without end" if tab.flooded else "is gone"
                 return _error(self._with_events(await self._give_up(word)))
             return _error(self._with_events(first_lines(error.message)))
+        except Exception:
+            if not await self._answers():  # a driver that dies raises what it likes
+                raise ToolsetGone("Chromium has ended.") from None
+            raise
 
     async def _answers(self) -> bool:
         """Whether the context is there; that Playwright's driver has died shows in nothing else."""
@@ -338,7 +342,7 @@ class BrowserSession:
         tab = await self._tab()
         limit_s = self._limits.page_s
         if time is not None:
-            await asyncio.sleep(min(max(time, 0), 30, 2 * limit_s))
+            await asyncio.sleep(min(max(time, 0), 30, 2 * limit_s if text is textGone is None else limit_s))
         waits = ((textGone, "hidden", "did not go"), (text, "visible", "did not appear"))
         for words, state, otherwise in waits:
             if words is not None:

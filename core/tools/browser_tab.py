@@ -19,9 +19,11 @@ _WORKING = ("document", "script", "xhr", "fetch")
 
 @dataclass(frozen=True)
 class Limits:
-    """page_s: for an answer to a navigation.   action_s: for an element to be ready.   snapshot_s: for a snapshot.
+    """How long things may last, in seconds, and how large they may be.
 
-    elements: of a page.   chars: length of a snapshot.   tabs, dialogs: more are closed.   Any call ends within about 2 x page_s + snapshot_s, browser_wait_for included.
+    page_s: an answer to a navigation.   action_s: until an element is ready.   snapshot_s: a snapshot.
+    load_s: what a page loads after its document.   elements: of a page.   chars: of a snapshot.
+    tabs, dialogs: more are closed, with the page that shows them in the case of dialogs.
     """
 
     page_s: float = 15.0
@@ -35,7 +37,14 @@ class Limits:
 
     @property
     def call_s(self) -> float:
-        return 2 * self.page_s + self.snapshot_s
+        """The longest that a call lasts."""
+        return 2 * self.page_s + self.snapshot_s + self.load_s
+
+    @classmethod
+    def within(cls, tool_timeout_s: float) -> "Limits":
+        """Limits that let every call end by itself, with a word about what happened, before its time is over."""
+        share = min(1.0, tool_timeout_s / 50)
+        return cls(cls.page_s * share, cls.action_s * share, cls.snapshot_s * share, cls.load_s * share)
 
 
 class Tab:
@@ -122,6 +131,8 @@ class Tab:
         at_gate = gate.problems.get(_place(url))
         if at_gate is not None and (self.failure is not None or self.status in (403, 502)):
             return at_gate
+        if "ERR_UNSAFE_REDIRECT" in reason:
+            return f"Refused: {shown(url)} redirects to what is not a web page. ({reason})"
         return f"{first_lines(reason)} at {shown(url)}" if self.failure and "ERR_ABORTED" not in reason else None
 
     def _on_request(self, request: "Request") -> None:

@@ -20,6 +20,7 @@ from typing import Any
 from .harness import ROOT, Used, finish, load, measure, succeeded
 
 SCRIPT = ROOT / "scripts" / "convert_rollouts.py"
+WORDS = "Bridge", "Br\u00fccke"
 LEAST_MB_PER_S, MOST_GROWTH_MB = 100, 20
 LOOP = """
 import json, os, sys
@@ -35,7 +36,7 @@ for folder, _, names in os.walk(sys.argv[1]):
 
 
 def rollout(number: int, chance: random.Random) -> dict[str, Any]:
-    """A rollout of five turns with page snapshots as the results, 6 to 40 kB."""
+    """A rollout of five turns with page snapshots as the results, about 60 kB: what fits into a context of 32k tokens."""
     messages: list[dict[str, Any]] = [
         {"role": "system", "content": "Answer by browsing the web."},
         {"role": "user", "content": f"Which year was bridge {number // 4} opened?"},
@@ -50,9 +51,11 @@ def rollout(number: int, chance: random.Random) -> dict[str, Any]:
                 "tool_calls": [{"id": f"c{turn}", "type": "function", "function": call}],
             }
         )
+        # One line in ten has letters beyond ASCII, which rnow's writer escapes.
+        # One line in ten has letters beyond ASCII, which rnow's writer escapes.
         lines = [
-            f'- link "Bridge {chance.randrange(10**6)} \u2013 Br\u00fccke" [ref=e{i}]'
-            for i in range(chance.randrange(20, 180))
+            f'- link "{WORDS[i % 10 == 0]} {chance.randrange(10**6)}, a page on it" [ref=e{i}]'
+            for i in range(chance.randrange(60, 360))
         ]
         messages.append({"role": "tool", "tool_call_id": f"c{turn}", "content": "\n".join(lines)})
     messages.append({"role": "assistant", "content": f"It was opened in 19{number % 90 + 10}."})

@@ -84,7 +84,9 @@ def test_the_bound_on_the_next_prompts_tokens_is_never_below_its_estimate(system
 
 
 @given(st.text(max_size=400), st.none() | st.integers(1, 60))
-def test_a_cut_result_begins_like_the_whole_one_and_has_a_marker_only_when_it_is_cut(text: str, most: int | None) -> None:
+def test_a_cut_result_begins_like_the_whole_one_and_has_a_marker_only_when_it_is_cut(
+    text: str, most: int | None
+) -> None:
     result = cut(text, most)
     result.encode("utf-8")
     if most is None or len(text) <= most * CHARS_PER_TOKEN:

@@ -18,11 +18,16 @@ def real_template(name: str) -> str:
 
 
 def make_tiny_model(
-    folder: Path, *, template: str | None = CHATML, positions: int = 256, special: tuple[str, ...] = ()
+    folder: Path,
+    *,
+    template: str | None = CHATML,
+    positions: int = 256,
+    special: tuple[str, ...] = (),
+    corpus: str = "What is the capital of France? The capital of France is Paris. Explain photosynthesis.",
 ) -> Path:
     """Write a model of about 100,000 parameters in the Hugging Face layout; the same weights every time.
 
-    special: further special tokens.
+    special: further special tokens.   corpus: what its tokens are made for.
     """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -32,9 +37,9 @@ def make_tiny_model(
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     bpe.train_from_iterator(
-        ["What is the capital of France? The capital of France is Paris. Explain photosynthesis."],
+        [corpus],
         trainers.BpeTrainer(
-            vocab_size=400,
+            vocab_size=1000,  # at most: a short corpus gives fewer
             special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>", *special],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,

@@ -156,7 +156,7 @@ def test_the_final_answer_is_the_last_message_of_the_assistant_only() -> None:
 
 # ---- reward functions ----------------------------------------------------------------------------------------------
 
-RNOW_STYLE = '''
+RNOW_STYLE = """
 from rnow.core import RewardArgs, get_response, reward
 
 @reward
@@ -169,7 +169,7 @@ async def polite(args: RewardArgs, messages: list) -> float:
 
 def helper(x):
     return 1 / 0
-'''
+"""
 
 
 def rewards(folder: Path, text: str, timeout_s: float = 5.0) -> Check:

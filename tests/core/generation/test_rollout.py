@@ -290,7 +290,9 @@ def test_tools_that_keep_a_state_are_called_one_after_another() -> None:
 )
 def test_malformed_arguments_are_reported_to_the_teacher_once(written: str, told: str) -> None:
     tools = Tools({"count": lambda n: n})
-    one = play(rollout(Teacher(says("", call("count", written)), says("", call("count", '{"n": 1}')), says("1")), tools))
+    one = play(
+        rollout(Teacher(says("", call("count", written)), says("", call("count", '{"n": 1}')), says("1")), tools)
+    )
     assert results(one)[0].startswith(f"Error: {told}")
     assert results(one)[0].endswith("Send the arguments as one JSON object.")
     assert results(one)[1] == "1"
@@ -298,7 +300,9 @@ def test_malformed_arguments_are_reported_to_the_teacher_once(written: str, told
 
 
 def test_malformed_arguments_for_the_second_time_fail_the_rollout() -> None:
-    teacher = Teacher(says("", call("look", "{")), says("", call("look")), says("", call("look", "{"), usage=Usage(5, 5)))
+    teacher = Teacher(
+        says("", call("look", "{")), says("", call("look")), says("", call("look", "{"), usage=Usage(5, 5))
+    )
     error = rejected(rollout(teacher))
     assert error.reason == "malformed_arguments"
     assert error.billed  # the turn was an answer, and paid for
@@ -397,7 +401,9 @@ def test_thinking_is_recorded_and_not_sent_back() -> None:
 
 
 def test_what_a_server_wants_back_is_sent_back_and_not_recorded() -> None:
-    teacher = Teacher(says("", call("look"), reasoning="Hm.", echo={"reasoning_content": "Hm.", "x": [1]}), says("Done."))
+    teacher = Teacher(
+        says("", call("look"), reasoning="Hm.", echo={"reasoning_content": "Hm.", "x": [1]}), says("Done.")
+    )
     one = play(rollout(teacher))
     assert teacher.asked[1][2]["x"] == [1]
     assert teacher.asked[1][2]["reasoning_content"] == "Hm."

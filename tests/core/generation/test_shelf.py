@@ -147,7 +147,7 @@ def test_a_file_that_was_being_written_when_its_run_was_killed_is_removed_and_no
 def test_two_runs_cannot_use_one_folder_at_the_same_time(shelf: Shelf) -> None:
     with shelf.open():
         other = Shelf(shelf.folder)
-        with pytest.raises(UsageError, match="another run is writing"), other.open():
+        with pytest.raises(UsageError, match="another run is at work in rollouts"), other.open():
             pass
     with Shelf(shelf.folder).open():
         pass
@@ -163,7 +163,7 @@ def test_a_folder_of_a_killed_run_is_free_again(shelf: Shelf) -> None:
         stdout=subprocess.PIPE,
     ) as process:
         assert process.stdout is not None and process.stdout.readline() == b"open\n"
-        with pytest.raises(UsageError, match="another run is writing"), shelf.open():
+        with pytest.raises(UsageError, match="another run is at work in rollouts"), shelf.open():
             pass
         os.kill(process.pid, signal.SIGKILL)
         process.wait()

@@ -104,14 +104,14 @@ def turns(number: int, city: str) -> list[dict[str, Any]]:
 
 
 def test_a_model_calls_a_tool_as_it_did_before(with_qwens_template: Path):
-    # Alone a model of this size does not know how; after two examples it does.
-    before = [message for n, city in enumerate(["Rome", "Oslo"]) for message in turns(n, city)]
+    # Alone a model of this size does not know how; after four examples it does.
+    before = [message for n, city in enumerate(["Rome", "Oslo", "Lima", "Bonn"]) for message in turns(n, city)]
 
     async def next_one() -> Completion:
         teacher = GgufTeacher(str(with_qwens_template), **{**OPTIONS, "n_ctx": 1024}, tools=True)
         await teacher.prepare(lambda note: None)
         try:
-            return await teacher.complete([*before, turns(2, "Paris")[0]], Sampling(40, 0.0), TOOLS)
+            return await teacher.complete([*before, turns(4, "Paris")[0]], Sampling(40, 0.0), TOOLS)
         finally:
             await teacher.aclose()
 

@@ -191,7 +191,8 @@ def ask_with_tools(folder: Path, messages: list[dict[str, Any]], max_tokens: int
 
 def test_a_model_calls_a_tool_and_its_markers_may_be_special_tokens(tmp_path: Path):
     markers = ("<tool_call>", "</tool_call>")
-    folder = make_tiny_model(tmp_path, template=real_template("qwen2_5"), positions=2048, special=markers)
+    template = real_template("qwen2_5")
+    folder = make_tiny_model(tmp_path, template=template, positions=1024, special=markers, corpus=template + CALL)
     prompt = load_tokenizer(folder).apply_chat_template(
         user("Weather?"), tools=TOOLS, tokenize=False, add_generation_prompt=True
     )

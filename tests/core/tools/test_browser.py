@@ -23,11 +23,11 @@ from core.tools.browser_page import BrowserSession
 from core.tools.browser_schemas import TOOLS, wrong_arguments
 from core.tools.browser_tab import Limits
 from core.tools.browser_text import clean, completed, cut, found
-from core.tools.protocol import ToolResult, ToolsetGone
+from core.tools.protocol import ToolResult, Toolset, ToolsetGone
 from tests.support.running import ROOT
 from tests.support.site import Site, small_site
 
-QUICK = Limits(page_s=3, action_s=2, snapshot_s=4, load_s=1)
+QUICK = Limits(page_s=5, action_s=3, snapshot_s=6, load_s=1)
 
 
 @pytest.fixture(scope="module")
@@ -228,8 +228,8 @@ def test_nothing_but_allowed_web_pages_is_reached_by_whatever_way(site: Site) ->
         assert "--allow-hosts 169.254.169.254:80" in await teacher.bad("navigate", url="http://169.254.169.254/latest")
         await teacher.open("/links")
         assert 'heading "Links"' in await teacher.good("click", target="text=file")
-        assert "ERR_UNSAFE_REDIRECT" in await teacher.bad("click", target="text=redirect")
-        assert "ERR_UNSAFE_REDIRECT" in await teacher.bad("navigate", url=f"{site.base}/to/file")
+        assert "redirects to what is not a web page" in await teacher.bad("click", target="text=redirect")
+        assert "redirects to what is not a web page" in await teacher.bad("navigate", url=f"{site.base}/to/file")
         for there in ("http://127.0.0.1:65000/", "https://127.0.0.1:65000/", "http://example.org/"):
             said = await teacher.bad("navigate", url=f"{site.base}/to?url={there}")
             assert "is not among the allowed hosts" in said
@@ -359,11 +359,11 @@ def test_a_page_may_open_only_so_many_tabs(site: Site) -> None:
 def test_pages_that_do_not_answer_or_never_end_cost_a_bounded_time(site: Site) -> None:
     async def story(teacher: Teacher) -> None:
         began = time.monotonic()
-        assert "did not answer within 3 s" in await teacher.bad("navigate", url=f"{site.base}/silent")
+        assert "did not answer within 5 s" in await teacher.bad("navigate", url=f"{site.base}/silent")
         endless = await teacher.open("/never")
         assert "The first part" in endless
         assert "still loading" in endless
-        assert time.monotonic() - began < 12
+        assert time.monotonic() - began < 25
         await teacher.still_works()
 
     with_teacher(site, story)
@@ -585,6 +585,7 @@ def sleeper(site: Site, tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
 def test_no_chromium_outlives_a_run_that_is_killed(sleeper: "subprocess.Popen[str]", tmp_path: Path) -> None:
     processes = family(sleeper.pid)
     assert len(processes) > 3
+    assert list(tmp_path.glob("playwright*profile*")) != []
     sleeper.kill()
     assert gone(processes)
     assert list(tmp_path.glob("playwright*profile*")) == []
@@ -642,8 +643,18 @@ def test_without_a_browser_the_ways_to_one_are_named(
 # Without a browser
 
 
+@pytest.mark.parametrize("tool_timeout_s", [1, 10, 45, 60, 600])
+def test_a_call_ends_before_the_time_limit_of_tools(tool_timeout_s: float) -> None:
+    limits = Limits.within(tool_timeout_s)
+    assert limits.call_s < tool_timeout_s
+    assert limits.page_s <= 15
+    assert limits.chars == Limits().chars
+
+
 def test_the_tools_are_named_as_playwright_mcp_names_them() -> None:
-    names = {tool.name for tool in TOOLS}
+    toolset: Toolset = BrowserTools()
+    assert toolset.tools == TOOLS
+    names = {tool.name for tool in toolset.tools}
     assert {"browser_navigate", "browser_navigate_back", "browser_snapshot", "browser_click", "browser_type"} <= names
     assert "browser_evaluate" not in names
     assert "browser_file_upload" not in names

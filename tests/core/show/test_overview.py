@@ -1,0 +1,33 @@
+"""The figures at the head: rates with their interval, and counts that stay small."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.show.entries import row_entry
+from core.show.overview import NAMES, OTHERS, Tally, overview_lines, wilson
+
+
+
+@given(st.integers(1, 10**6).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_interval_holds_the_rate_and_is_mirrored(pair: tuple[int, int]):
+    k, n = pair
+    low, high = wilson(k, n)
+    assert 0 <= low <= k / n <= high <= 1
+    assert wilson(n - k, n) == pytest.approx((1 - high, 1 - low), abs=1e-9)
+
+
+def test_names_beyond_a_few_hundred_are_counted_together():
+    tally = Tally("rows")
+    for number in range(NAMES + 50):
+        tally.entry(row_entry(number, "x", {"messages": [{"role": f"role {number}", "content": "x"}]}))
+    roles = tally.overview(True).roles
+    assert roles[OTHERS] == 50
+    assert sum(roles.values()) == NAMES + 50
+
+
+def test_rows_that_only_say_that_they_failed_have_no_success_rate():
+    tally = Tally("rows")
+    tally.entry(row_entry(0, "x", {"prompt": "a"}))
+    tally.entry(row_entry(1, "x", {"id": "k", "reason": "timeout", "message": "no answer within 120 s"}))
+    assert overview_lines(tally.overview(True)) == [("failed", "1 error")]
