@@ -3,10 +3,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-QUICK := not gguf and not slow and not gpu and not network
+CHROMIUM := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+NPM := $(shell command -v npm)
+NO_BROWSER := $(if $(and $(CHROMIUM),$(NPM)),, and not browser)
+QUICK := not gguf and not slow and not gpu and not network$(NO_BROWSER)
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test test-all test-gguf check docs
+.PHONY: help .venv demo test test-all test-gguf browser check docs
 
 help: ## show this list
 	@sed -n 's/^\([a-z.-]*\):.*## /make \1 - /p' Makefile
@@ -27,6 +30,7 @@ demo: .venv ## distil a little, offline, on a CPU
 	@$(BIN)/python scripts/demo.py
 
 test: .venv ## the quick tests; what is left out is counted as deselected
+	@$(if $(NO_BROWSER),echo "no Chromium or no npm here: the tests marked browser are left out (make browser installs both)",:)
 	@$(BIN)/python -m pytest -m "$(QUICK)"
 
 test-all: .venv ## every test that this machine can run
@@ -34,6 +38,11 @@ test-all: .venv ## every test that this machine can run
 
 test-gguf: .venv ## the tests that need llama-cpp-python
 	@$(BIN)/python -m pytest -m gguf
+
+browser: ## install Chromium and npm for the browser tests (Debian, Ubuntu; as root or with sudo)
+	@command -v apt-get > /dev/null || { echo "no apt-get here: install Chromium and Node.js by hand"; exit 2; }
+	@$$([ "$$(id -u)" = 0 ] || echo sudo) apt-get update -qq
+	@$$([ "$$(id -u)" = 0 ] || echo sudo) apt-get install -y -qq --no-install-recommends chromium fonts-liberation $(if $(NPM),,npm)
 
 check: .venv ## format, lint, types, direction of imports, option tables
 	@$(BIN)/ruff format --check --quiet . || { echo "format: run $(BIN)/ruff format ."; exit 1; }

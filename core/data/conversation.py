@@ -33,7 +33,6 @@ ROLES = {"developer": "system", "function": "tool", "human": "user", "model": "a
 
 TOOL_CALL, TOOL_CALL_END = "<tool_call>", "</tool_call>"
 RESULT = re.compile(r"\s*<(tool_result|tool_error|tool_response)>\s*(.*?)\s*</\1>\s*", re.DOTALL)
-RESULT_HEADS = ("<tool_",)
 THINK = re.compile(r"\s*<(think|thinking)>(.*?)(?:</\1>\s*|\Z)", re.DOTALL)
 
 
@@ -42,9 +41,13 @@ def normalised(conversation: list[Any]) -> tuple[list[Message], Counter[str]]:
 
     Raises NotARollout where no repair is honest: an unknown role, content that is no text, no user message.
     """
+    sound = as_it_stands(conversation)
+    return mended(conversation) if sound is None else (sound, Counter[str]())
+
+
+def mended(conversation: list[Any]) -> tuple[list[Message], Counter[str]]:
+    """`normalised`, without the short way for conversations that need nothing."""
     repairs: Counter[str] = Counter()
-    if (sound := _sound(conversation)) is not None:
-        return sound, repairs
     messages = _merged(list(_messages(conversation, repairs)), repairs)
     messages = _paired(messages, repairs)
     if not any(message["role"] == "user" for message in messages):
@@ -55,10 +58,10 @@ def normalised(conversation: list[Any]) -> tuple[list[Message], Counter[str]]:
 CALL_KEYS, FUNCTION_KEYS = {"id", "type", "function"}, {"name", "arguments"}
 
 
-def _sound(conversation: list[Any]) -> list[Message] | None:
+def as_it_stands(conversation: list[Any]) -> list[Message] | None:
     """The messages of a conversation that needs no repair, by far the most common; None when it needs a closer look.
 
-    It is an abbreviation: whatever it returns, the repairs below return too, without a repair.
+    It is a short way only: whatever it returns, `mended` returns too, without a repair.
     """
     messages: list[Message] = []
     taken: set[str] = set()
@@ -72,7 +75,7 @@ def _sound(conversation: list[Any]) -> list[Message] | None:
         if type(content) is not str or "type" in item:
             return None
         if role == "tool":
-            if not waiting or item.get("tool_call_id") != waiting[0][0] or content.lstrip()[:6] in RESULT_HEADS:
+            if not waiting or item.get("tool_call_id") != waiting[0][0]:
                 return None
             id_, name = waiting.pop(0)
             messages.append({"role": "tool", "tool_call_id": id_, "name": name, "content": content})
@@ -131,12 +134,15 @@ def reasoned(content: str) -> tuple[str, str]:
     A text that was cut off while thinking is reasoning altogether. Templates that write the opening tag into the
     prompt leave only the closing one in the answer.
     """
-    if match := THINK.match(content):
-        return match[2].strip(), content[match.end() :]
-    head, tag, rest = content.partition("</think>")
-    if tag and "<think>" not in head:
-        return head.strip(), rest.lstrip()
-    return "", content
+    thoughts: list[str] = []
+    while match := THINK.match(content):
+        thoughts.append(match[2].strip())
+        content = content[match.end() :]
+    head, tag, rest = content.rpartition("</think>")
+    if tag and "<think>" not in content:
+        thoughts.append(head.strip())
+        content = rest.lstrip()
+    return "\n\n".join(filter(None, thoughts)), content
 
 
 # ---- message by message --------------------------------------------------------------------------------------------
@@ -165,13 +171,14 @@ def _messages(conversation: list[Any], repairs: Counter[str]) -> Iterator[Messag
         elif role == "assistant":
             yield _assistant(item, content, reasoning, repairs)
         elif role == "tool":
-            if (match := RESULT.fullmatch(content)) is not None:
+            id_ = _id(item.get("tool_call_id"))
+            if id_ is None and (match := RESULT.fullmatch(content)) is not None:
                 repairs["inline_result"] += 1
                 content = _inline_result(match)
             name = item.get("name")
             yield {
                 "role": "tool",
-                "tool_call_id": _id(item.get("tool_call_id")),
+                "tool_call_id": id_,
                 "name": name if isinstance(name, str) and name else None,
                 "content": content,
             }
@@ -237,8 +244,9 @@ def _assistant(item: dict[str, Any], content: str, reasoning: list[str], repairs
     calls = [_call(call, repairs) for call in found] if isinstance(found, list) else []
     if isinstance(old := item.get("function_call"), dict) and not calls:  # the Chat API before there were tools
         calls = [_call({"function": old}, repairs)]
-    if not calls and TOOL_CALL in content:
-        content, calls = _inline_calls(content, repairs)
+    if TOOL_CALL in content:
+        content, inline = _inline_calls(content, repairs)
+        calls = calls or inline  # some servers send a call both ways
     message: Message = {"role": "assistant", "content": content}
     if reasoning:
         message["reasoning_content"] = "\n\n".join(reasoning)

@@ -195,12 +195,12 @@ class Runner:
         rollout = work.begun.rollout if work.begun else None
         self.tally.failed(rollout, error.reason, f"{work.entry.prompt.place}: {error}")
         self._tell(work, f"error: {error.reason}: {error}")
-        if work.begun:
+        self._begun.pop(work.key, None)
+        self._progress.live.pop(work.key, None)
+        if work.begun:  # else not even its tools could be opened
+            self._closing.append(asyncio.ensure_future(self._close(work)))
             record = self._record(work, work.begun, Verdict(False), error)
             self._shelf.put(work.begun.place, record, work.key)
-            self._closing.append(asyncio.ensure_future(self._close(work)))
-        else:  # not even its tools could be opened
-            self._progress.live.pop(work.key, None)
 
     async def put_away(self, why: DistillError | None) -> None:
         """Keep what there is of rollouts that were cut off, and close their tools."""

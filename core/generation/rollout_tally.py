@@ -31,7 +31,7 @@ class RolloutTally:
         self.last_message: dict[str, str] = {}
         self.answers = self.successes = self.unchecked = self.prompt_tokens = self.completion_tokens = 0
         self.cost_known = True
-        self._turns = (0, 0, 0)  # smallest, sum, largest
+        self._turns: Counter[int] = Counter()  # turns -> rollouts
 
     def turn(self, usage: Usage, cost_usd: float | None) -> None:
         """Count one answer of the teacher."""
@@ -58,12 +58,7 @@ class RolloutTally:
     def _count(self, rollout: Rollout) -> None:
         self.tools_used += rollout.totals.tools_used
         self.tools_failed += rollout.totals.tools_failed
-        smallest, total, largest = self._turns
-        self._turns = (
-            min(smallest or rollout.turns, rollout.turns),
-            total + rollout.turns,
-            max(largest, rollout.turns),
-        )
+        self._turns[rollout.turns] += 1
 
     @property
     def rollouts(self) -> int:
@@ -77,10 +72,10 @@ class RolloutTally:
     @property
     def turns(self) -> dict[str, float]:
         """Turns of a rollout."""
-        smallest, total, largest = self._turns
-        if not total:
+        if not self._turns:
             return {}
-        return {"min": smallest, "mean": round(total / self.rollouts, 2), "max": largest}
+        mean = sum(turns * count for turns, count in self._turns.items()) / self._turns.total()
+        return {"min": min(self._turns), "mean": round(mean, 2), "max": max(self._turns)}
 
     def advice(self) -> list[str]:
         """One line per kind of failure."""

@@ -77,6 +77,8 @@ def teach(folder: Path, prompt: str, answer: str, steps: int = 150) -> None:
     tokens = torch.tensor([asked + said])
     labels = torch.tensor([[-100] * len(asked) + said])
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small a model only waits for the other threads
     for _ in range(steps):
         loss = model(input_ids=tokens, labels=labels).loss
         optimizer.zero_grad()
@@ -84,4 +86,5 @@ def teach(folder: Path, prompt: str, answer: str, steps: int = 150) -> None:
         optimizer.step()
         if loss.item() < 0.01:
             break
+    torch.set_num_threads(threads)
     model.save_pretrained(folder)

@@ -23,3 +23,10 @@ def test_the_rate_lies_within_and_more_trials_narrow_it(trials: int, share: floa
         wider = wilson(successes, trials)
         narrower = wilson(4 * successes, 4 * trials)
         assert narrower[1] - narrower[0] < wider[1] - wider[0]
+
+
+@given(st.integers(1, 10**6).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_successes_and_failures_have_mirrored_intervals(pair: tuple[int, int]) -> None:
+    k, n = pair
+    low, high = wilson(k, n)
+    assert wilson(n - k, n) == pytest.approx((1 - high, 1 - low), abs=1e-9)

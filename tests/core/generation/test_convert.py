@@ -226,7 +226,10 @@ def test_thinking_is_kept_stripped_or_put_into_tags(converted: Convert) -> None:
 
 def test_arguments_are_a_string_or_an_object(converted: Convert) -> None:
     write(Path("rollouts/a.json"), record())
-    for form, wanted in (("string", '{"url": "https://example.org/bridge"}'), ("object", {"url": "https://example.org/bridge"})):
+    for form, wanted in (
+        ("string", '{"url": "https://example.org/bridge"}'),
+        ("object", {"url": "https://example.org/bridge"}),
+    ):
         converted("--arguments", form)
         assert rows()[0]["messages"][2]["tool_calls"][0]["function"]["arguments"] == wanted
 

@@ -80,12 +80,16 @@ def rollout(teacher: Teacher, tools: Tools | None = None, seed: int | None = Non
     return Rollout(PROMPT, tools.tools, tools, teacher, sampling, replace(LIMITS, **limits))  # pyright: ignore[reportArgumentType]
 
 
+async def turn(one: Rollout) -> None:
+    await one.use(await one.ask())
+
+
 def play(one: Rollout) -> Rollout:
     """All its turns."""
 
     async def turns() -> None:
         while not one.ended:
-            await one.turn()
+            await turn(one)
 
     asyncio.run(turns())
     return one
@@ -173,10 +177,10 @@ def test_a_turn_without_an_answer_may_be_tried_again_and_leaves_no_trace() -> No
     one = rollout(teacher, tools)
 
     async def turns() -> None:
-        await one.turn()
+        await turn(one)
         with pytest.raises(TransientError):
-            await one.turn()
-        await one.turn()
+            await turn(one)
+        await turn(one)
 
     asyncio.run(turns())
     assert (one.ended, one.turns, len(tools.called)) == ("final_answer", 2, 1)
@@ -250,7 +254,7 @@ def test_python_functions_called_in_one_turn_run_side_by_side(folder: Path) -> N
         async with toolbox.session() as session:
             one = Rollout(PROMPT, toolbox.tools, session, teacher, Sampling(100, 1.0), LIMITS)
             while not one.ended:
-                await one.turn()
+                await turn(one)
         await toolbox.aclose()
         return results(one)
 
@@ -303,9 +307,9 @@ def test_malformed_arguments_for_the_second_time_fail_the_rollout() -> None:
     teacher = Teacher(
         says("", call("look", "{")), says("", call("look")), says("", call("look", "{"), usage=Usage(5, 5))
     )
-    error = rejected(rollout(teacher))
-    assert error.reason == "malformed_arguments"
-    assert error.billed  # the turn was an answer, and paid for
+    one = rollout(teacher)
+    assert rejected(one).reason == "malformed_arguments"
+    assert (one.turns, one.totals.completion_tokens) == (3, 5)  # the turn was an answer, and is paid for
 
 
 def test_two_malformed_calls_in_one_turn_count_once() -> None:

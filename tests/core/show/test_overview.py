@@ -1,20 +1,8 @@
 """The figures at the head: rates with their interval, and counts that stay small."""
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from core.show.entries import row_entry
-from core.show.overview import NAMES, OTHERS, Tally, overview_lines, wilson
-
-
-
-@given(st.integers(1, 10**6).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_the_interval_holds_the_rate_and_is_mirrored(pair: tuple[int, int]):
-    k, n = pair
-    low, high = wilson(k, n)
-    assert 0 <= low <= k / n <= high <= 1
-    assert wilson(n - k, n) == pytest.approx((1 - high, 1 - low), abs=1e-9)
+from core.show.overview import NAMES, OTHERS, Tally, overview_lines
 
 
 def test_names_beyond_a_few_hundred_are_counted_together():

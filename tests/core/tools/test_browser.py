@@ -517,7 +517,11 @@ def test_calls_of_one_rollout_run_one_after_another(site: Site) -> None:
 
 @pytest.mark.browser
 @pytest.mark.parametrize("victim", ["chrom", "node"])
-def test_when_chromium_or_its_driver_dies_the_rollout_ends_and_the_next_gets_a_new_one(site: Site, victim: str) -> None:
+def test_when_chromium_or_its_driver_dies_the_rollout_ends_and_the_next_gets_a_new_one(
+    site: Site, victim: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # a driver that is killed cannot tidy up
+
     async def main() -> list[psutil.Process]:
         async with browser(site.host) as tools:
             async with tools.session() as session, tools.session() as busy:
