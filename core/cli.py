@@ -204,7 +204,7 @@ def parser(name: str, model: "type[Command]") -> "cyclopts.App":
 
 
 EXIT_CODES = (
-    "Exit codes: 0 done; 1 some rows failed (listed, the good ones kept); 2 input or options are wrong (nothing was "
+    "Exit codes: 0 done; 1 some of it failed (listed, the good is kept); 2 input or options are wrong (nothing was "
     "started); 3 stopped early, what was finished is kept; 130 interrupted (the same command goes on)."
 )
 

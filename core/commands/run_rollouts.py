@@ -39,7 +39,7 @@ class RunRollouts(TeacherOptions):
     work: ClassVar[str] = "..generation.rollouts:run_rollouts"
     examples: ClassVar[tuple[str, ...]] = (
         "python scripts/run_rollouts.py -n 10 --model gpt-5.2 --browser --dry-run",
-        "python scripts/run_rollouts.py -e 0-99 --model gpt-5.2 --mcp-url localhost:8931 --max-cost 5",
+        "python scripts/run_rollouts.py -e 0-99 --model openai/gpt-5.2 --mcp-url localhost:8931 --max-cost 5",
         "python scripts/run_rollouts.py --all --model openai/gpt-5.2 --tools tools.py --samples 2",
         "python scripts/run_rollouts.py -n 2 --model my-model --base-url http://localhost:8000/v1 --browser",
     )
@@ -75,7 +75,7 @@ class RunRollouts(TeacherOptions):
     """MCP server by address: localhost:8931, or a URL; may be repeated. Beside a prompt's container, an address on this
     machine means a port inside the container."""
     mcp_command: Annotated[list[str] | None, Option(TOOLS, mcp=True)] = None
-    """MCP server by the command that starts it ("npx @playwright/mcp --headless --isolated"); may be repeated."""
+    """MCP server by the command that starts it ("npx -y @playwright/mcp --headless --isolated"); may be repeated."""
     mcp_servers: Annotated[Path | None, Option(TOOLS)] = None
     """JSON file with `mcpServers`, as coding assistants have it."""
     mcp_shared: Annotated[bool, Option(TOOLS)] = False
@@ -157,7 +157,7 @@ class RunRollouts(TeacherOptions):
     def _one_way_to_select(self) -> "RunRollouts":
         ways = [flag for flag, given in (("-n", self.num_rollouts), ("-e", self.entry), ("--all", self.all)) if given]
         if len(ways) > 1:
-            raise ValueError(f"{' and '.join(ways)} exclude one another")
+            raise ValueError(f"{' and '.join(ways)} exclude one another: give one of them")
         if self.random and not self.num_rollouts:
             raise ValueError("--random needs -n: how many")
         return self

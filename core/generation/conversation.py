@@ -61,7 +61,10 @@ To call one, write its name and its arguments as a JSON object within tags, and 
 
 
 def prompt_hash(messages: list[Message]) -> str:
-    """32 hex digits of the messages before the teacher's first."""
+    """32 hex digits of the messages before the assistant's first, for rollouts that do not say what their prompt was.
+
+    It is the hash that run_rollouts writes, unless the prompt itself holds answers.
+    """
     prompt: list[Message] = []
     for message in messages:
         if message["role"] == "assistant":

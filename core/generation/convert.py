@@ -76,7 +76,7 @@ class Conversion:
         self.form = self._form()
         try:
             with ExitStack() as stack:
-                spool = stack.enter_context(temporary_beside(options.output))
+                spool = stack.enter_context(temporary_beside(options.output, "rows"))
                 rows = self._write_rows(spool)
                 if rows is None:
                     return self._result(0, 0, started_s, status="interrupted")
@@ -87,9 +87,9 @@ class Conversion:
                     spool.flush()
                     if val is not None and held_out:
                         # Before the output: if the second renaming fails, no held-out prompt is in a new output.
-                        held = stack.enter_context(temporary_beside(val.path))
+                        held = stack.enter_context(temporary_beside(val.path, "chosen"))
                         val_rows = copy(spool, held, held_out)
-                    picked = stack.enter_context(temporary_beside(options.output))
+                    picked = stack.enter_context(temporary_beside(options.output, "chosen"))
                     rows = copy(spool, picked, chosen)
                     if val is not None and held_out:
                         val.take(held)
@@ -140,8 +140,6 @@ class Conversion:
 
         found = examine(options.student, form, choose_arguments=options.arguments is None)
         self.student = found.says
-        for line in found.says:
-            self.note(f"student: {line}")
         return found.form
 
     # ---- file by file ------------------------------------------------------------------------------------------
@@ -197,7 +195,7 @@ class Conversion:
             messages = ending_with_answer(messages, repairs, require=self.options.require_final_answer)
             if self.options.dedupe and self.seen.add(conversation_key(messages)):
                 raise Dropped(("duplicate", ""))
-            hash_ = prompt_hash(messages)
+            hash_ = rollout.prompt_hash or prompt_hash(messages)
             made = row(rollout, messages, self._source(name), hash_, self.form, success=failure is None)
             line = orjson.dumps(made, option=orjson.OPT_APPEND_NEWLINE)
         except NotARollout as error:

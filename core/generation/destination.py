@@ -2,7 +2,6 @@
 
 import filecmp
 import os
-import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import IO, Any, Literal
 
 import orjson
 
-from ..data.jsonlines import read_lines
+from ..data.jsonlines import lock, read_lines
 from ..errors import UsageError
 
 Holds = Literal["nothing", "ours", "prompts", "other"]
@@ -50,16 +49,25 @@ def is_prompt(line: bytes) -> bool:
 
 
 @contextmanager
-def temporary_beside(path: Path) -> Generator[IO[bytes], None, None]:
-    """A hidden file in the folder of `path`, gone at the end unless `put` has renamed it. Raises OSError."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)  # opened again by name, so that the file knows it
-    try:
-        with open(name, "w+b", buffering=1 << 20) as file:
+def temporary_beside(path: Path, word: str) -> Generator[IO[bytes], None, None]:
+    """An empty hidden file in the folder of `path`, gone at the end unless `put` has renamed it.
+
+    Its name is always the same, so that what a killed run left is taken up, and it is locked, so that two runs do not
+    write into one another's. Raises OSError, and UsageError when another run is at work.
+    """
+    name = path.with_name(f".{path.name}.{word}.tmp")
+    with open(name, "a+b", buffering=1 << 20) as file:
+        try:
+            lock(file.fileno(), name)
+        except UsageError:
+            raise UsageError(f"another run is converting to {path}. Wait for it, or use another --output.") from None
+        identity = os.fstat(file.fileno())
+        try:
+            file.truncate(0)
             yield file
-    finally:
-        if os.path.exists(name):
-            os.unlink(name)
+        finally:
+            if os.path.exists(name) and os.path.samestat(identity, os.stat(name)):
+                os.unlink(name)
 
 
 def put(file: IO[bytes], path: Path) -> None:

@@ -96,8 +96,8 @@ def select(options: RunRollouts, rows: Rows) -> Selection:
         raise UsageError(f"{prompts_file(options)}: holds no prompts.")
     if options.entry:
         chosen = [indexes for indexes in options.ranges if indexes.start < size]
-        past = [indexes for indexes in options.ranges if indexes.stop > size]
-        skipped = [spelled(range(max(indexes.start, size), indexes.stop)) for indexes in past]
+        past = [range(max(indexes.start, size), indexes.stop) for indexes in options.ranges if indexes.stop > size]
+        skipped = [spelled(indexes) for indexes in joined(past)]
         if not chosen:
             last = f"the last of its {size:,} prompts is {size - 1}"
             raise UsageError(f"--entry {', '.join(skipped)}: {prompts_file(options)} has none of these; {last}.")
@@ -108,6 +108,17 @@ def select(options: RunRollouts, rows: Rows) -> Selection:
         drawn = set(random.Random(options.seed).sample(range(size), count))
         return Selection(drawn.__contains__, count, [])
     return Selection(lambda index: index < count, count, [])
+
+
+def joined(ranges: list[range]) -> list[range]:
+    """The same indexes in as few ranges as there can be, in order."""
+    found: list[range] = []
+    for one in sorted(ranges, key=lambda one: one.start):
+        if found and one.start <= found[-1].stop:
+            found[-1] = range(found[-1].start, max(found[-1].stop, one.stop))
+        else:
+            found.append(one)
+    return found
 
 
 def spelled(indexes: range) -> str:

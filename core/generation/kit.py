@@ -17,6 +17,7 @@ from .entries import Entry
 
 COMMAND_S = 60.0
 """For a server to start: npx may have to fetch it first."""
+MANY_BROWSERS = 20
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -100,8 +101,14 @@ class Kit:
                 found += from_servers_file(options.mcp_servers, shared=options.mcp_shared)
         if options.browser:
             from ..tools.browser import BrowserTools
+            from ..tools.browser_tab import Limits
 
-            found.append(BrowserTools(allow_hosts=options.allow_hosts or (), executable=options.browser_path))
+            limits = Limits.within(options.tool_timeout)
+            hosts = options.allow_hosts or ()
+            found.append(BrowserTools(allow_hosts=hosts, executable=options.browser_path, limits=limits))
+            if options.concurrency > MANY_BROWSERS:
+                gigabytes = 0.3 + 0.065 * options.concurrency
+                self._note(f"{options.concurrency} browser contexts at a time need about {gigabytes:.1f} GB of memory")
         elif options.allow_hosts:
             raise UsageError("--allow-hosts is for --browser: another browser's network is not in our hands.")
         return found

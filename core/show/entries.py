@@ -219,7 +219,7 @@ def row_entry(index: int, place: str, record: Any) -> Entry:
         return rollout_entry(index, place, Rollout(Path(place), rest, conversation))
     key, turns = conversation_of(record)
     fields = {name: value for name, value in record.items() if name != key and value is not None}
-    schemas = fields["tools"] if _are_schemas(fields.get("tools")) else []
+    schemas = _schemas(fields.get("tools"))
     if schemas:
         del fields["tools"]
     found = record.get("metadata")
@@ -253,8 +253,14 @@ def row_verdict(record: dict[str, Any], metadata: dict[str, Any]) -> str | None:
     return None if not isinstance(success, bool) else GOOD if success else FAILED
 
 
-def _are_schemas(tools: Any) -> bool:
-    return isinstance(tools, list) and bool(tools) and all(isinstance(tool, dict) for tool in tools)
+def _schemas(tools: Any) -> list[dict[str, Any]]:
+    """The tools' schemas of a row: a list, or the text of one (as convert_rollouts writes it); nothing for names."""
+    if isinstance(tools, str):
+        try:
+            tools = orjson.loads(tools)
+        except orjson.JSONDecodeError:
+            return []
+    return tools if isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools) else []
 
 
 def _turns(messages: list[Message]) -> int:

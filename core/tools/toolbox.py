@@ -27,6 +27,7 @@ DEFAULT_DENIED = (
 
 MAX_TOOLS = 128
 """What OpenAI takes in one request."""
+COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 MAX_CHARACTERS = 2_000_000
 """Of one result: a guard against a server without measure. The rollout shortens results by tokens."""
 MAX_NAME = 64
@@ -215,7 +216,10 @@ class ToolboxSession:
 
 
 def bounded(text: str) -> str:
-    """A result's text without what no file can hold (lone surrogates), and of a sane length."""
+    """A result's text without what no file can hold (lone surrogates) or only a terminal reads (colours), and of a sane
+    length."""
+    if "\x1b" in text:
+        text = COLOURS.sub("", text)
     if len(text) > MAX_CHARACTERS:
         text = f"{text[:MAX_CHARACTERS]}\n[cut: {len(text) - MAX_CHARACTERS:,} more characters]"
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")

@@ -274,15 +274,18 @@ def test_prompts_that_a_conversion_set_aside_are_read_instead(folder: Path, runs
     assert "prompts from train.prompts.jsonl" in outcome.stderr
 
 
+ALPACA = {"instruction": "one", "input": "", "output": "1"}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "asked"),
     [
         ("p.txt", "one\n\ntwo\n", ["one", "two"]),
         ("p.csv", "prompt,x\none,1\ntwo,2\n", ["one", "two"]),
-        ("p.json", '[{"instruction": "one", "input": "", "output": "1"}, {"instruction": "two", "input": "in"}]', ["one", "two\n\nin"]),
-        ("p.jsonl", '{"conversations": [{"from": "human", "value": "one"}, {"from": "gpt", "value": "1"}]}\n', ["one"]),
+        ("p.json", json.dumps([ALPACA, {**ALPACA, "instruction": "two", "input": "in"}]), ["one", "two\n\nin"]),
+        ("p.jsonl", json.dumps({"conversations": [{"from": "human", "value": "one"}]}), ["one"]),
     ],
-)  # fmt: skip
+)
 def test_every_form_of_prompts_is_read(folder: Path, runs: Runs, name: str, content: str, asked: list[str]) -> None:
     (folder / name).write_text(content)
     outcome, questions = runs("-i", name, "--all")
@@ -325,7 +328,8 @@ def test_an_input_without_prompts_is_refused(
         (folder / name).write_text(content)
     outcome, _ = runs("-i", name)
     assert outcome.code == 2
-    assert f"{name}" in outcome.stderr and word in outcome.stderr
+    assert f"{name}" in outcome.stderr
+    assert word in outcome.stderr
 
 
 def test_variables_are_filled_in_before_the_teacher_sees_them(folder: Path, runs: Runs) -> None:
@@ -340,7 +344,8 @@ def test_a_prompt_with_a_container_needs_an_engine_unless_containers_are_off(
     write_rows(folder / "train.jsonl", [{"prompt": "Hi", "docker": "local/web", "docker_env": {"A": "1"}}])
     outcome, asked = runs()
     assert (outcome.code, asked) == (2, [])
-    assert "--browser" in outcome.stderr and "--mcp-url" in outcome.stderr
+    assert "--browser" in outcome.stderr
+    assert "--mcp-url" in outcome.stderr
     assert runs("--no-docker")[1] == ["Hi"]
 
 
