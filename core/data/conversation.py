@@ -9,12 +9,13 @@
 changed for that is counted; nothing is invented but ids.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import orjson
+
+from .tags import RESULT, TOOL_CALL, inline_calls, inline_result, reasoned, results_of_user
 
 Message = dict[str, Any]
 
@@ -30,10 +31,6 @@ class NotARollout(ValueError):
 
 ROLES = {"developer": "system", "function": "tool", "human": "user", "model": "assistant", "gpt": "assistant"}
 """Other names of roles."""
-
-TOOL_CALL, TOOL_CALL_END = "<tool_call>", "</tool_call>"
-RESULT = re.compile(r"\s*<(tool_result|tool_error|tool_response)>\s*(.*?)\s*</\1>\s*", re.DOTALL)
-THINK = re.compile(r"\s*<(think|thinking)>(.*?)(?:</\1>\s*|\Z)", re.DOTALL)
 
 
 def normalised(conversation: list[Any]) -> tuple[list[Message], Counter[str]]:
@@ -128,23 +125,6 @@ def as_it_stands(conversation: list[Any]) -> list[Message] | None:
     return messages if users and not waiting else None
 
 
-def reasoned(content: str) -> tuple[str, str]:
-    """(reasoning, answer) of an assistant's text that may begin with <think>...</think>.
-
-    A text that was cut off while thinking is reasoning altogether. Templates that write the opening tag into the
-    prompt leave only the closing one in the answer.
-    """
-    thoughts: list[str] = []
-    while match := THINK.match(content):
-        thoughts.append(match[2].strip())
-        content = content[match.end() :]
-    head, tag, rest = content.rpartition("</think>")
-    if tag and "<think>" not in content:
-        thoughts.append(head.strip())
-        content = rest.lstrip()
-    return "\n\n".join(filter(None, thoughts)), content
-
-
 # ---- message by message --------------------------------------------------------------------------------------------
 
 
@@ -162,7 +142,7 @@ def _messages(conversation: list[Any], repairs: Counter[str]) -> Iterator[Messag
         reasoning: list[str] = []
         content = _text(item.get("content"), f"conversation[{at}]", role, reasoning, repairs)
         if role in ("system", "user"):
-            if role == "user" and (results := _results_of_user(content)):
+            if role == "user" and (results := results_of_user(content)):
                 for result in results:
                     repairs["inline_result"] += 1
                     yield {"role": "tool", "tool_call_id": None, "name": None, "content": result}
@@ -174,7 +154,7 @@ def _messages(conversation: list[Any], repairs: Counter[str]) -> Iterator[Messag
             id_ = _id(item.get("tool_call_id"))
             if id_ is None and (match := RESULT.fullmatch(content)) is not None:
                 repairs["inline_result"] += 1
-                content = _inline_result(match)
+                content = inline_result(match)
             name = item.get("name")
             yield {
                 "role": "tool",
@@ -245,8 +225,11 @@ def _assistant(item: dict[str, Any], content: str, reasoning: list[str], repairs
     if isinstance(old := item.get("function_call"), dict) and not calls:  # the Chat API before there were tools
         calls = [_call({"function": old}, repairs)]
     if TOOL_CALL in content:
-        content, inline = _inline_calls(content, repairs)
-        calls = calls or inline  # some servers send a call both ways
+        content, inline = inline_calls(content)
+        if inline:
+            repairs["inline_tool_call"] += len(inline)
+            # Some servers send a call both ways.
+            calls = calls or [_call({"id": call.get("id"), "function": call}, Counter()) for call in inline]
     message: Message = {"role": "assistant", "content": content}
     if reasoning:
         message["reasoning_content"] = "\n\n".join(reasoning)
@@ -297,68 +280,6 @@ def _arguments(arguments: Any, repairs: Counter[str]) -> str | None:
     except orjson.JSONDecodeError:
         return None
     return arguments if isinstance(value, dict) else None
-
-
-def _inline_calls(content: str, repairs: Counter[str]) -> tuple[str, list[dict[str, Any]]]:
-    """The text around <tool_call>{...}</tool_call>, and the calls. Tags that hold no object are text."""
-    calls: list[dict[str, Any]] = []
-    texts: list[str] = []
-    rest = content
-    while TOOL_CALL in rest:
-        before, _, after = rest.partition(TOOL_CALL)
-        body, closing, following = _up_to_end_of_object(after)
-        try:
-            call = orjson.loads(body)
-        except orjson.JSONDecodeError:
-            call = None
-        if not isinstance(call, dict) or "name" not in call or not (closing or not following.strip()):
-            texts.append(before + TOOL_CALL)
-            rest = after
-            continue
-        repairs["inline_tool_call"] += 1
-        calls.append(_call({"id": call.get("id"), "function": call}, Counter()))
-        texts.append(before)
-        rest = following
-    texts.append(rest)
-    if not calls:
-        return content, []
-    return "\n".join(filter(None, (text.strip() for text in texts))), calls
-
-
-def _up_to_end_of_object(text: str) -> tuple[str, bool, str]:
-    """(the JSON, whether the closing tag follows, what comes after). The tag may also stand inside a string of it."""
-    end = text.find(TOOL_CALL_END)
-    while end >= 0:
-        body = text[:end]
-        if body.rstrip().endswith("}"):
-            try:
-                orjson.loads(body)
-                return body, True, text[end + len(TOOL_CALL_END) :]
-            except orjson.JSONDecodeError:
-                pass
-        end = text.find(TOOL_CALL_END, end + 1)
-    return text, False, ""
-
-
-def _inline_result(match: "re.Match[str]") -> str:
-    """What a <tool_result>JSON</tool_result> says; a JSON string without its quotes."""
-    kind, body = match[1], match[2]
-    try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        value = None
-    text = value if isinstance(value, str) else body
-    return f"Error: {text}" if kind == "tool_error" else text
-
-
-def _results_of_user(content: str) -> list[str]:
-    """The results in a user's message that holds nothing else, as templates write them."""
-    if not content.lstrip().startswith("<tool_re"):
-        return []
-    found = list(RESULT.finditer(content))
-    if not found or "".join(match[0] for match in found) != content:
-        return []
-    return [_inline_result(match) for match in found]
 
 
 # ---- message after message -----------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import orjson
 
 from ..errors import UsageError
-from .conversation import NotARollout, normalised, reasoned
+from .conversation import NotARollout, normalised
 from .text import path_text, without_surrogates
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "natural",
     "normalised",
     "read_rollout",
-    "reasoned",
     "rollout_names",
     "rollout_paths",
 ]
@@ -35,6 +34,9 @@ __all__ = [
 MOST_BYTES = 64 * 2**20
 """Larger files are refused: 64 MiB of text is more than ten million tokens, which no model's context holds, and reading
 it would take ten times as much memory."""
+
+
+HASH = re.compile("[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,12 @@ class Rollout:
     def key(self) -> str | None:
         """What identifies the piece of work (prompt, teacher, sampling, sample)."""
         return _text(self.provenance.get("key"))
+
+    @property
+    def prompt_hash(self) -> str | None:
+        """32 hex digits of the prompt's messages, where the file says."""
+        found = self.provenance.get("prompt_hash")
+        return found if isinstance(found, str) and HASH.fullmatch(found) else None
 
     @property
     def teacher(self) -> str | None:

@@ -94,9 +94,10 @@ class Rollouts:
         """The selected rows, each with the number of equal prompts before it in the whole input."""
         seen = KeyCounts()
         for row in self._rows():
-            occurrence = 0 if isinstance(row, BadRow) else seen.add(work_key(row.messages))
+            entry = row if isinstance(row, BadRow) else to_entry(row)
+            occurrence = 0 if isinstance(entry, BadRow) else seen.add(work_key(entry.prompt.messages))
             if self._selection.wanted(row.index):
-                yield (row if isinstance(row, BadRow) else self._checked(to_entry(row))), occurrence
+                yield self._checked(entry), occurrence
 
     def _checked(self, entry: Entry | BadRow) -> Entry | BadRow:
         """An entry whose tools and rewards exist."""

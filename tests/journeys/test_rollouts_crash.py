@@ -1,4 +1,4 @@
-"""kill -9 in the middle of a hundred rollouts: the next run loses none, doubles none, and reads no half file as whole."""
+"""kill -9 in the middle of a hundred rollouts: the next run loses none, doubles none, reads no half file."""
 
 import json
 import os

@@ -8,8 +8,9 @@ import orjson
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from core.data.conversation import NotARollout, as_it_stands, mended, normalised, reasoned
+from core.data.conversation import NotARollout, as_it_stands, mended, normalised
 from core.data.rollouts import natural
+from core.data.tags import reasoned
 from core.generation.conversation import Form, conversation_key, prompt_hash, short_id, with_form
 
 texts = st.sampled_from(

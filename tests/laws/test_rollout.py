@@ -2,17 +2,20 @@
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.commands.run_rollouts import RunRollouts
 from core.data.keys import work_key
-from core.errors import RequestRejected
-from core.generation.check import matches
-from core.generation.entries import spelled
-from core.generation.rollout import CHARS_PER_TOKEN, Conversation, arguments_of, cut
+from core.data.prompts import Prompt
 from core.data.statistics import wilson
+from core.errors import RequestRejected, UsageError
+from core.generation.check import matches
+from core.generation.entries import select, spelled
+from core.generation.rollout import CHARS_PER_TOKEN, Conversation, arguments_of, cut
 from core.teachers.protocol import Completion, Usage
 from core.tools.protocol import Tool
 
@@ -21,7 +24,7 @@ calls = st.lists(st.builds(dict, name=st.sampled_from(["look", "add"]), argument
 turns = st.lists(st.tuples(texts, calls, texts, st.none() | st.integers(1, 5000)), max_size=8)
 
 
-def conversation_of(system: str, user: str, played: list[tuple[str, Any, str, int | None]]) -> Conversation:
+def conversation_of(system: str, user: str, played: Sequence[tuple[str, Any, str, int | None]]) -> Conversation:
     conversation = Conversation(
         [{"role": "system", "content": system}, {"role": "user", "content": user}],
         [Tool("look", "Look.", {"type": "object", "properties": {}})],
@@ -110,7 +113,8 @@ def test_arguments_that_are_a_json_object_are_that_object(arguments: dict[str, A
 def test_whatever_else_a_teacher_writes_is_a_sentence_for_it(written: str) -> None:
     found = arguments_of({"function": {"arguments": written}})
     if isinstance(found, str):
-        assert found.startswith("the arguments are not ") and found.endswith(".")
+        assert found.startswith("the arguments are not ")
+        assert found.endswith(".")
     else:
         assert not written or isinstance(json.loads(written), dict)
 
@@ -148,6 +152,28 @@ def test_contains_is_exact_for_one_word(one: str, other: str) -> None:
 def test_a_range_spelled_is_the_range_read(start: int, length: int) -> None:
     first, _, last = spelled(range(start, start + length)).partition("-")
     assert range(int(first), int(last or first) + 1) == range(start, start + length)
+
+
+ranges = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 9)), min_size=1, max_size=5)
+
+
+@given(ranges, st.integers(1, 20))
+def test_an_entry_is_run_if_it_is_asked_for_and_there_and_named_if_it_is_not_there(
+    asked: list[tuple[int, int]], size: int
+) -> None:
+    entry = [str(first) if not more else f"{first}-{first + more}" for first, more in asked]
+    wanted = {index for first, more in asked for index in range(first, first + more + 1)}
+    rows = [Prompt(index, f"p:{index}", []) for index in range(size)]
+    try:
+        selection = select(RunRollouts.model_validate({"entry": entry, "input": "p"}), lambda: iter(rows))
+    except UsageError as error:
+        assert min(wanted) >= size
+        assert "has none of these" in str(error)
+        return
+    assert {index for index in range(60) if selection.wanted(index)} == {index for index in wanted if index < size}
+    assert selection.count == len({index for index in wanted if index < size})
+    skipped = RunRollouts.model_validate({"entry": selection.skipped}).ranges
+    assert {index for one in skipped for index in one} == {index for index in wanted if index >= size}
 
 
 @given(st.integers(0, 1000), st.integers(0, 1000))

@@ -126,9 +126,8 @@ def body_of(said: str | Call | Answer, chat: Chat) -> bytes:
     finish_reason = answer.finish_reason or ("tool_calls" if answer.calls else "stop")
     body: dict[str, Any] = {"choices": [{"message": message, "finish_reason": finish_reason}]}
     if answer.usage:
-        body["usage"] = {"prompt_tokens": answer.usage[0], "completion_tokens": answer.usage[1]}
-        if answer.cost_usd is not None:
-            body["usage"]["cost"] = answer.cost_usd
+        cost = {} if answer.cost_usd is None else {"cost": answer.cost_usd}
+        body["usage"] = {"prompt_tokens": answer.usage[0], "completion_tokens": answer.usage[1], **cost}
     return json.dumps(body).encode()
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from core.data.conversation import reasoned
 from core.data.rollouts import MOST_BYTES, NotARollout, natural, normalised, read_rollout, rollout_paths
+from core.data.tags import reasoned
 from core.data.text import one_line, printable
 from core.errors import UsageError
 from tests.support.rollouts import SCHEMA, call, calls, record, result, says, user, with_tool, write
@@ -197,7 +197,7 @@ def test_a_picture_in_a_result_is_marked_and_one_in_a_question_is_refused() -> N
     found, repairs = mended(user(), calls(call("a")), result("a", [{"type": "text", "text": "A"}, picture]), says("x"))
     assert found[2]["content"] == "A\n[image]"
     assert repairs["image_result"] == 1
-    with pytest.raises(NotARollout, match="not_text: .*image_url"):
+    with pytest.raises(NotARollout, match=r"not_text: .*image_url"):
         mended({"role": "user", "content": [picture]}, says("x"))
 
 

@@ -238,7 +238,7 @@ def test_what_is_no_finite_number_is_an_error(folder: Path, value: str) -> None:
 
 
 def test_without_decorators_functions_that_take_args_first_are_the_reward_functions(folder: Path) -> None:
-    text = "import os\nfrom os.path import join\n\ndef exists(args, messages):\n    return 1\n\ndef other(x):\n    return 2\n"
+    text = "from os.path import join\ndef exists(args, messages):\n    return 1\ndef other(x):\n    return 2\n"
     assert judged(rewards(folder, text)).rewards == {"exists": 1.0}
 
 

@@ -13,9 +13,11 @@ import pytest
 
 from core import cli
 from core.commands.convert_rollouts import REASONS, REPAIRS, ConvertRollouts
+from core.data.keys import work_key
 from core.data.progress import Progress
 from core.data.run import Run
 from core.generation.convert import convert
+from core.generation.destination import temporary_beside
 from tests.support.rollouts import SCHEMA, call, calls, record, result, says, user, with_tool, write
 from tests.support.running import ROOT, Outcome, environment, read_rows, write_rows
 
@@ -181,6 +183,16 @@ def test_the_best_of_a_prompt_are_successes_then_rewards_then_short_ones(convert
         assert answers() == wanted
     converted("--best-of", "9", "--include-failed")
     assert len(answers()) == 6
+
+
+def test_prompts_that_begin_alike_are_told_apart_where_the_file_names_them(converted: Convert) -> None:
+    for number in range(2):
+        write(Path(f"rollouts/{number}.json"), record(provenance={"prompt_hash": f"{number:032x}"}))
+    write(Path("rollouts/2.json"), record(provenance={"prompt_hash": "no hash"}))
+    assert converted("--best-of", "1").result["rows"] == 3
+    messages = [{"role": m["role"], "content": m["content"]} for m in with_tool()[:2]]
+    hashes = [row["metadata"]["prompt_hash"] for row in rows()]
+    assert hashes == [f"{0:032x}", f"{1:032x}", work_key(messages)]
 
 
 def test_equal_conversations_are_found_whatever_their_calls_are_called(converted: Convert) -> None:
@@ -439,6 +451,41 @@ def test_a_killed_run_leaves_the_output_as_it_was_and_the_next_one_succeeds(fold
     done = subprocess.run(command, env=environment(), capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert len(rows()) == 300
+    assert sorted(os.listdir()) == ["rollouts", "train.jsonl", "train.prompts.jsonl"]
+
+
+def test_two_runs_do_not_write_into_one_anothers_rows(converted: Convert) -> None:
+    write(Path("rollouts/a.json"), record())
+    with temporary_beside(Path("train.jsonl"), "rows") as held:
+        held.write(b"mine")
+        outcome = converted()
+        assert outcome.code == 2
+        assert "another run is converting to train.jsonl" in outcome.stderr
+        held.seek(0)
+        assert held.read() == b"mine"
+    assert converted().code == 0
+    assert sorted(os.listdir()) == ["rollouts", "train.jsonl"]
+
+
+def test_a_full_disk_leaves_what_was_there(folder: Path) -> None:
+    import resource
+
+    for number in range(20):
+        write(Path(f"rollouts/{number}.json"), record(with_tool(answer="x" * 200_000)))
+    before = write_rows(Path("train.jsonl"), [{"prompt": "q"}]).read_bytes()
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts/convert_rollouts.py"), "--progress", "off"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)),
+    )
+    assert done.returncode == 3, done.stderr
+    assert "train.jsonl cannot be written: File too large" in done.stderr
+    assert Path("train.jsonl").read_bytes() == before
+    assert sorted(os.listdir()) == ["rollouts", "train.jsonl"]
 
 
 def test_the_script_says_in_words_what_it_did(folder: Path) -> None:

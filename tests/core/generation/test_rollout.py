@@ -35,8 +35,18 @@ def says(text: str = "", *calls: dict[str, Any], **more: Any) -> Completion:
 class Teacher(LocalTeacher):
     """Says one thing after another, and remembers what it was asked."""
 
+    backend = model = "script"
+    concurrency = context_tokens = None
+
+    async def prepare(self, note: Callable[[str], None]) -> None: ...
+
+    def drain(self) -> None: ...
+
+    async def aclose(self) -> None: ...
+
     def __init__(self, *said: Completion | Exception) -> None:
         self._said = list(said)
+        self.identity: dict[str, Any] = {}
         self.asked: list[list[dict[str, Any]]] = []
         self.samplings: list[Sampling] = []
         self.tools: list[list[str]] = []
@@ -77,7 +87,7 @@ class Tools:
 def rollout(teacher: Teacher, tools: Tools | None = None, seed: int | None = None, **limits: Any) -> Rollout:
     tools = tools or Tools({"look": lambda: "seen"})
     sampling = Sampling(100, 1.0, seed=seed)
-    return Rollout(PROMPT, tools.tools, tools, teacher, sampling, replace(LIMITS, **limits))  # pyright: ignore[reportArgumentType]
+    return Rollout(PROMPT, tools.tools, tools, teacher, sampling, replace(LIMITS, **limits))
 
 
 async def turn(one: Rollout) -> None:
@@ -364,17 +374,18 @@ def test_the_oldest_results_make_room_first_and_nothing_else_is_touched() -> Non
     texts = [message["content"] for message in sent if message["role"] == "tool"]
     stubs = ["were left out]" in text for text in texts]
     assert stubs == sorted(stubs, reverse=True)
-    assert stubs[0] and not stubs[-1]
-    assert texts[0].startswith("0 " * (STUB_CHARS // 2)) and texts[-1] == "3 " * 1000
+    assert stubs[0]
+    assert not stubs[-1]
+    assert texts[0].startswith("0 " * (STUB_CHARS // 2))
+    assert texts[-1] == "3 " * 1000
     assert sent[:2] == PROMPT
     assert one.totals.shortened == sum(stubs)
 
 
 def test_a_prompt_that_cannot_fit_is_rejected_before_anything_is_asked() -> None:
     teacher = Teacher(says("never"))
-    one = Rollout(
-        [{"role": "user", "content": "x" * 8000}], [], Tools({}), teacher, Sampling(100, 1.0), replace(LIMITS, max_context=1000)
-    )  # fmt: skip
+    prompt, limits = [{"role": "user", "content": "x" * 8000}], replace(LIMITS, max_context=1000)
+    one = Rollout(prompt, [], Tools({}), teacher, Sampling(100, 1.0), limits)
     error = rejected(one)
     assert (error.reason, teacher.asked) == ("context_length", [])
     assert "--max-context" in str(error)

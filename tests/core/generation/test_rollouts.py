@@ -1,12 +1,16 @@
 """The command against a teacher that follows a script: what is written, what is paid, what is run again."""
 
+import itertools
 import json
 import os
 import re
+import resource
+import shlex
+import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ import pytest
 
 from core.data.statistics import wilson
 from tests.conftest import Generate
+from tests.support.mcp_servers import command
 from tests.support.running import KEY, ROOT, Outcome, Reply, ended, start, write_rows
 from tests.support.scripted_teacher import Answer, Call, Chat, Script, ScriptedTeacher, refusal, scripted_teacher
 
@@ -150,7 +155,8 @@ def test_a_rollout_is_a_file_with_rnows_keys_and_ours_and_the_conversation_last(
     }
     assert [tool["function"]["name"] for tool in record["tools"]] == ["add", "fail", "nap"]
     assert record["tools"][0]["function"]["parameters"]["required"] == ["a", "b"]
-    assert re.fullmatch("[0-9a-f]{32}", provenance["key"]) and re.fullmatch("[0-9a-f]{32}", provenance["prompt_hash"])
+    assert re.fullmatch("[0-9a-f]{32}", provenance["key"])
+    assert re.fullmatch("[0-9a-f]{32}", provenance["prompt_hash"])
     assert provenance["teacher"] == "scripted/model"
     assert provenance["sampling"] == {"max_tokens": 4096, "temperature": 0.5, "top_p": 1.0, "seed": None}
     assert (provenance["ended"], provenance["check"], provenance["sample"]) == ("final_answer", "contains", 0)
@@ -247,7 +253,8 @@ def test_outcomes_are_told_apart_in_the_files_and_in_the_result(project: Path, r
     assert result["remaining"] == 3
     assert result["tools_used"] == {"add": 9, "fail": 1, "subtract": 1}
     assert result["tool_errors"] == {"add": 2, "fail": 1, "subtract": 1}
-    assert result["turns"]["min"] == 0 and result["turns"]["max"] == 4
+    assert result["turns"]["min"] == 0
+    assert result["turns"]["max"] == 4
     advice = "\n".join(result["advice"])
     for word in ("loop", "malformed_arguments", "the model refuses this", "--max-tokens", "--max-turns"):
         assert word in advice
@@ -378,7 +385,8 @@ def test_a_web_page_instead_of_an_answer_stops_the_run_with_a_clear_word(project
     page = Reply(200, b"<!DOCTYPE html><title>Login</title>", {"content-type": "text/html"})
     outcome, chats = with_script(roll, lambda chat: page, "--all", "--concurrency", "2")
     assert outcome.code == 2
-    assert "web page" in outcome.stderr and "--base-url" in outcome.stderr
+    assert "web page" in outcome.stderr
+    assert "--base-url" in outcome.stderr
     assert len(chats) <= 2
     assert files() == []
 
@@ -423,7 +431,7 @@ def test_a_turn_that_fails_is_asked_again_and_no_other(project: Path, roll: Gene
     assert asked == sorted(2 * [(number, turn) for number in range(3) for turn in range(3)])
     for number in range(3):  # every request continues the one before
         own = [chat.messages for chat in chats if number_of(chat) == number]
-        assert all(later[: len(earlier)] == earlier for earlier, later in zip(own, own[1:], strict=False))
+        assert all(later[: len(earlier)] == earlier for earlier, later in itertools.pairwise(own))
     assert [record["turns"] for record in written()] == [3, 3, 3]
     assert outcome.result["tools_used"] == {"add": 6}
 
@@ -445,6 +453,37 @@ def test_a_refused_key_stops_the_run_before_anything_is_written(project: Path, r
     assert outcome.code == 2
     assert "no such key" in outcome.stderr
     assert files() == []
+
+
+def test_a_server_that_nobody_reaches_fails_the_rollouts_and_says_so(project: Path, roll: Generate) -> None:
+    arguments = ("--base-url", "http://127.0.0.1:9/v1", "--model", "x", "--tools", "tools.py", "--retries", "0")
+    outcome = roll(*arguments, "-n", "2")
+    assert (outcome.code, outcome.result["failures"]) == (1, {"connection": 2})
+    assert "cannot connect to http://127.0.0.1:9/v1" in outcome.stderr
+    assert [record["completed"] for record in written()] == ["error", "error"]
+
+
+def test_a_run_that_only_fails_is_stopped_before_it_has_asked_for_everything(project: Path, roll: Generate) -> None:
+    write_rows(project / "train.jsonl", [task(number) for number in range(100)])
+    outcome, chats = with_script(roll, lambda chat: refusal(400, "no such thing"), "--all", "--concurrency", "2")
+    assert outcome.code == 3
+    assert "failed one after another" in outcome.result["stopped_because"]
+    assert "no such thing" in outcome.result["stopped_because"]
+    assert 25 <= len(chats) <= 27
+
+
+def test_whatever_a_tool_or_a_teacher_writes_the_file_is_whole_and_the_rollout_goes_on(
+    project: Path, roll: Generate
+) -> None:
+    (project / "tools.py").write_text(
+        'def odd() -> str:\n    """Odd."""\n    return "a\\ud800b\\x00\\u2028" + "</script>" + chr(0x1F600)\n'
+    )
+    answer = "Zero \u2028 \x7f \U0001f600 {tool_call} <tool_call>{}</tool_call> 2"
+    outcome, chats = with_script(roll, lambda chat: answer if chat.turn else Call("odd"))
+    assert outcome.code == 0, outcome.stderr
+    record = one()
+    assert record["conversation"][-2]["content"] == chats[1].results[0] == "a?b\x00\u2028</script>\U0001f600"
+    assert record["conversation"][-1]["content"] == answer
 
 
 # ---- success -------------------------------------------------------------------------------------------------------
@@ -497,7 +536,8 @@ def test_without_an_expected_answer_a_final_answer_is_a_success_without_a_reward
     write_rows(project / "train.jsonl", [{"prompt": "q0: anything?"}])
     with_script(roll, lambda chat: "Something.")
     assert one()["success"] is True
-    assert "total_reward" not in one() and "rewards" not in one()
+    assert "total_reward" not in one()
+    assert "rewards" not in one()
 
 
 # ---- again ---------------------------------------------------------------------------------------------------------
@@ -597,6 +637,18 @@ def test_equal_prompts_are_separate_work_and_keep_their_places(project: Path, ro
     assert (outcome.result["rollouts"], len(files())) == (3, 4)
     assert [record["provenance"]["occurrence"] for record in written()] == [0, 0, 1, 2]
     assert len({record["provenance"]["key"] for record in written()}) == 4
+
+
+def test_rows_of_one_template_are_told_apart_by_their_variables_and_not_by_their_place(
+    project: Path, roll: Generate
+) -> None:
+    rows = [{"prompt": "q$n: how much is it?", "variables": {"n": number}} for number in range(4)]
+    with scripted_teacher(lambda chat: "Much.") as teacher:
+        write_rows(project / "train.jsonl", rows)
+        roll(*options(teacher, "--all"))
+        write_rows(project / "train.jsonl", rows[1:])
+        outcome = roll(*options(teacher, "--all"))
+    assert (outcome.result["rollouts"], len(files())) == (0, 4)
 
 
 def test_files_of_others_are_left_alone_and_counted(project: Path, roll: Generate) -> None:
@@ -733,7 +785,8 @@ def test_the_price_is_taken_from_the_providers_list(project: Path, roll: Generat
     with scripted_teacher(dear, price=(0.00001, 0.0001)) as teacher:
         outcome = roll(*options(teacher, "--all", "--max-tokens", "100", "--max-cost", "0.1"))
     assert outcome.code == 3
-    assert outcome.result["cost_usd"] == pytest.approx(0.014 * len(teacher.chats)) and outcome.result["cost_usd"] <= 0.1
+    assert outcome.result["cost_usd"] == pytest.approx(0.014 * len(teacher.chats))
+    assert outcome.result["cost_usd"] <= 0.1
 
 
 def test_a_prompt_that_alone_may_exceed_the_budget_is_failed_unasked(project: Path, roll: Generate) -> None:
@@ -778,6 +831,175 @@ def test_a_dry_run_knows_what_is_there_and_expects_the_same_again(project: Path,
     assert (result["rollouts_wanted"], result["rollouts_there"], result["rollouts_to_run"]) == (10, 2, 8)
     assert result["expected_usd"] == pytest.approx(8 * 0.002)
     assert states() == before
+
+
+# ---- what is shown -------------------------------------------------------------------------------------------------
+
+
+def test_every_rollout_has_a_line_in_logs_and_in_the_events(project: Path, roll: Generate) -> None:
+    with scripted_teacher(lambda chat: adds(chat) if number_of(chat) else refusal(400, "not this one")) as teacher:
+        arguments = [
+            word for word in options(teacher, "-n", "2", "--samples", "2") if word not in ("--progress", "off")
+        ]
+        outcome = roll(*arguments, "--progress", "lines", "--events", "events.jsonl")
+    for line in (
+        r"^0: error: invalid_request: 400: not this one, 0 turns",
+        r"^1#1: final_answer, success, 2 turns, .* s",
+    ):
+        assert re.search(line, outcome.stderr, re.MULTILINE), outcome.stderr
+    events = [json.loads(line) for line in (project / "events.jsonl").read_bytes().splitlines()]
+    assert any("final_answer, success" in event.get("text", "") for event in events)
+    assert (events[-1]["event"], events[-1]["done"], events[-1]["failed"]) == ("end", 2, 2)
+
+
+def test_what_the_users_own_code_prints_does_not_mix_with_the_result(project: Path, roll: Generate) -> None:
+    (project / "tools.py").write_text(
+        'print("tools at work")\n\n\ndef add(a: int, b: int) -> int:\n    """Add."""\n'
+        '    print("adding")\n    return a + b\n'
+    )
+    (project / "rewards.py").write_text('def good(args, messages):\n    print("judging")\n    return 1\n')
+    outcome, _ = with_script(roll, adds, "--rewards", "rewards.py")
+    assert outcome.result["success_rate"] == 1.0  # stdout holds this object and nothing else
+    for word in ("tools at work", "adding", "judging"):
+        assert word in outcome.stderr
+
+
+# ---- tool servers --------------------------------------------------------------------------------------------------
+
+
+def served(behaviour: str = "plain") -> str:
+    return shlex.join(command(behaviour))
+
+
+def with_servers(roll: Generate, script: Script, *arguments: str) -> Outcome:
+    with scripted_teacher(script) as teacher:
+        return roll(*teacher.options, "--progress", "off", "--concurrency", "3", *arguments)
+
+
+def test_a_tool_servers_session_lasts_as_long_as_its_rollout(project: Path, roll: Generate) -> None:
+    def counts(chat: Chat) -> Call | str:
+        return Call("count", {"turn": chat.turn}) if chat.turn < 3 else f"The answer is {number_of(chat) + 2}."
+
+    outcome = with_servers(roll, counts, "-n", "4", "--mcp-command", served())
+    assert outcome.code == 0, outcome.stderr
+    for record in written():
+        results = [message["content"] for message in record["conversation"] if message["role"] == "tool"]
+        assert results == ["1", "2", "3"]  # a server of its own, kept between turns
+
+
+def test_a_tool_server_that_dies_ends_its_rollout_and_no_other(project: Path, roll: Generate) -> None:
+    def kills(chat: Chat) -> Call | str:
+        return Call("die", {}) if number_of(chat) == 1 and chat.turn == 0 else adds(chat)
+
+    outcome = with_servers(roll, kills, "-n", "4", "--mcp-command", served())
+    assert outcome.code == 1
+    assert [record["completed"] for record in written()] == [True, "error", True, True]
+    assert written()[1]["provenance"]["reason"] == "tools_gone"
+    assert "told to die" in written()[1]["error"]
+
+
+def test_tools_of_the_same_name_are_told_apart_by_their_servers(project: Path, roll: Generate) -> None:
+    write_rows(project / "train.jsonl", [task(0), task(1, tools=["add"])])
+
+    def both(chat: Chat) -> Call | str:
+        adders = [name for name in chat.tools if name.endswith("add")]
+        assert len(adders) == 2
+        if chat.turn < 2:
+            return Call(adders[chat.turn], {"a": number_of(chat), "b": 2})
+        return f"The answer is {chat.results[0] if chat.results[0] == chat.results[1] else 'unclear'}."
+
+    outcome = with_servers(roll, both, "--all", "--mcp-command", served(), "--tools", "tools.py")
+    assert outcome.code == 0, outcome.stderr
+    assert [record["success"] for record in written()] == [True, True]
+    assert len(written()[1]["tools"]) == 2
+
+
+@pytest.mark.parametrize(
+    "signals", [[signal.SIGINT, signal.SIGINT], [signal.SIGTERM, signal.SIGTERM], [signal.SIGKILL]]
+)
+def test_no_tool_server_outlives_its_run_however_that_ends(project: Path, signals: list[signal.Signals]) -> None:
+    servers: dict[int, int] = {}  # process of the tool server, by prompt
+    ended_already = threading.Event()
+
+    def asks_for_the_process(chat: Chat) -> Call | str:
+        if chat.turn == 0:
+            return Call("pid", {})
+        servers[number_of(chat)] = int(chat.results[0])
+        ended_already.wait(10)
+        return "Too late."
+
+    with scripted_teacher(asks_for_the_process) as teacher:
+        arguments = [*teacher.options, "-n", "3", "--concurrency", "3", "--mcp-command", served(), "--progress", "off"]
+        process = start(project, *arguments, script=SCRIPT)
+        assert soon(lambda: len(servers) == 3)
+        for number in signals:
+            os.kill(process.pid, number)
+            time.sleep(0.1)
+        outcome = ended(process)
+        ended_already.set()
+    assert outcome.code == (-signal.SIGKILL if signal.SIGKILL in signals else 130)
+    assert soon(lambda: not any(is_alive(server) for server in servers.values()))
+    cut_off = [(record["completed"], record["turns"]) for record in written(project / "rollouts")]
+    assert cut_off == ([] if signal.SIGKILL in signals else [(False, 1)] * 3)
+
+
+def soon(holds: Callable[[], bool], within_s: float = 15) -> bool:
+    """Whether it comes to hold."""
+    end = time.monotonic() + within_s
+    while not holds() and time.monotonic() < end:
+        time.sleep(0.02)
+    return holds()
+
+
+def is_alive(process: int) -> bool:
+    try:
+        return ") Z " not in Path(f"/proc/{process}/stat").read_text()
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("behaviour", ["exits", "badlist"])
+def test_a_tool_server_that_cannot_be_used_is_refused_before_anything_is_asked(
+    project: Path, roll: Generate, behaviour: str
+) -> None:
+    outcome, chats = with_script(roll, adds, "--mcp-command", served(behaviour))
+    assert (outcome.code, chats, files()) == (2, [], [])
+    assert "Traceback" not in outcome.stderr
+
+
+# ---- a disk that is full, a folder that is gone --------------------------------------------------------------------
+
+
+def test_a_full_disk_stops_the_run_and_keeps_what_was_finished(project: Path) -> None:
+    (project / "tools.py").write_text(
+        'def add(a: int, b: int) -> str:\n    """Add."""\n    return "long " * (8000 if a > 4 else 1)\n'
+    )
+
+    def small_disk() -> None:  # no file may pass 20,000 bytes: like a full disk, but for this process alone
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    with scripted_teacher(adds) as teacher:
+        arguments = options(teacher, "--all", "--concurrency", "2", "--json")
+        outcome = ended(start(project, *arguments, script=SCRIPT, preexec=small_disk))
+    assert outcome.code == 3, outcome.stderr
+    assert "cannot be written: File too large" in outcome.result["stopped_because"]
+    assert "Traceback" not in outcome.stderr
+    assert len(teacher.chats) <= 2 * 6 + 2  # nothing new was begun, and nothing that could not be kept went on
+    rollouts = project / "rollouts"
+    assert len(written(rollouts)) == outcome.result["complete"] >= 5
+    assert sorted(path.name for path in rollouts.iterdir() if path.suffix != ".json") == [".lock"]
+
+
+def test_a_folder_that_is_removed_under_a_run_stops_it(project: Path, roll: Generate) -> None:
+    def removes(chat: Chat) -> Call | str:
+        if number_of(chat) == 1:
+            shutil.rmtree("rollouts", ignore_errors=True)
+        return adds(chat)
+
+    outcome, chats = with_script(roll, removes, "--all", "--concurrency", "1")
+    assert outcome.code == 3
+    assert "rollouts does not exist" in outcome.result["stopped_because"]
+    assert len(chats) <= 5
 
 
 # ---- nothing is left behind ----------------------------------------------------------------------------------------

@@ -162,7 +162,8 @@ def test_a_folder_of_a_killed_run_is_free_again(shelf: Shelf) -> None:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as process:
-        assert process.stdout is not None and process.stdout.readline() == b"open\n"
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"open\n"
         with pytest.raises(UsageError, match="another run is at work in rollouts"), shelf.open():
             pass
         os.kill(process.pid, signal.SIGKILL)
