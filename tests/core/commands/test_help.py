@@ -16,7 +16,8 @@ def test_the_help_names_every_option_and_fits_the_terminal(
     model = load(name)
     text = help_of(name, model)
     for field in model.model_fields:
-        assert f"  {flag(field)}" in text, field
+        shown = f"[{flag(field)}]" if model.option(field).positional else flag(field)
+        assert f"  {shown}" in text, field
     for general in ("--config PATH", "--json", "--progress NAME", "--events PATH", "--help, -h"):
         assert f"  {general}" in text
     free = (*model.examples, "Usage: ")  # commands are to be copied, so that they are never wrapped

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import random
 import re
 import resource
 import shlex
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 from core.data.statistics import wilson
+from core.generation import engine
 from tests.conftest import Generate
 from tests.support.mcp_servers import command
 from tests.support.running import KEY, ROOT, Outcome, Reply, ended, start, write_rows
@@ -56,6 +58,11 @@ def project(folder: Path) -> Path:
     (folder / "tools.py").write_text(TOOLS)
     write_rows(folder / "train.jsonl", [task(number) for number in range(10)])
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "BACKOFF_BASE_S", 0.01)
 
 
 def task(number: int, **more: Any) -> dict[str, Any]:
@@ -887,6 +894,22 @@ def test_a_tool_servers_session_lasts_as_long_as_its_rollout(project: Path, roll
         assert results == ["1", "2", "3"]  # a server of its own, kept between turns
 
 
+def test_servers_are_taken_from_a_file_and_one_session_may_serve_all(project: Path, roll: Generate) -> None:
+    program, *arguments = command("plain")
+    servers = {"mcpServers": {"numbers": {"command": program, "args": arguments}}}
+    (project / "mcp.json").write_text(json.dumps(servers))
+
+    def counts(chat: Chat) -> Call | str:
+        return Call("count") if chat.turn == 0 else "Counted."
+
+    flags = ("--mcp-servers", "mcp.json", "--mcp-shared", "--allow-tools", "co*,add", "--deny-tools", "add")
+    outcome = with_servers(roll, counts, "-n", "3", *flags)
+    assert outcome.code == 0, outcome.stderr
+    results = {message["content"] for one in written() for message in one["conversation"] if message["role"] == "tool"}
+    assert results == {"1", "2", "3"}
+    assert {tuple(one["provenance"]["tool_names"]) for one in written()} == {("count",)}
+
+
 def test_a_tool_server_that_dies_ends_its_rollout_and_no_other(project: Path, roll: Generate) -> None:
     def kills(chat: Chat) -> Call | str:
         return Call("die", {}) if number_of(chat) == 1 and chat.turn == 0 else adds(chat)
@@ -1000,6 +1023,82 @@ def test_a_folder_that_is_removed_under_a_run_stops_it(project: Path, roll: Gene
     assert outcome.code == 3
     assert "rollouts does not exist" in outcome.result["stopped_because"]
     assert len(chats) <= 5
+
+
+# ---- everything at once --------------------------------------------------------------------------------------------
+
+
+def well_formed(conversation: list[dict[str, Any]], ended: str) -> bool:
+    """Whether every call has its result, in order and at once; the last turn of an unfinished rollout may lack them."""
+    waiting: list[str] = []
+    for message in conversation:
+        if message["role"] == "tool":
+            if not waiting or message["tool_call_id"] != waiting.pop(0):
+                return False
+        elif waiting:
+            return False
+        waiting = waiting or [call["id"] for call in message.get("tool_calls", ())]
+    return not waiting or ended != "final_answer"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_goes_wrong_runs_lead_to_one_sound_file_for_every_rollout(
+    project: Path, roll: Generate, seed: int
+) -> None:
+    dice = random.Random(seed)
+    write_rows(project / "train.jsonl", [task(number) for number in range(20)])
+    troubles = [
+        refusal(429, "slow down"),
+        refusal(500, "oops"),
+        refusal(400, "not this one"),
+        Reply(200, b'{"choices": [{"mess'),
+        Reply(200, b'{"choices": [{"message": {"content": ""}}], "usage": {"prompt_tokens": 9, "cost": 0.0005}}'),
+    ]
+    calls = [
+        Call("add", {"a": 1, "b": 2}),
+        Call("add", '{"a": 1'),
+        Call("add", {"a": "x"}),
+        Call("fail", {"why": "no"}),
+        Call("unknown", {}),
+        Call("nap", {"seconds": 0.001}),
+    ]
+
+    def chaos(chat: Chat) -> Answer | Reply:
+        if dice.random() < 0.2:
+            return dice.choice(troubles)
+        if chat.turn < 6 and dice.random() < 0.7:
+            return Answer("Hm.", calls=dice.choices(calls, k=dice.randint(1, 3)))
+        finish_reason = "length" if dice.random() < 0.1 else "stop"
+        return Answer(f"The answer is {number_of(chat) + 2}.", finish_reason=finish_reason)
+
+    more = (
+        "--all",
+        "--samples",
+        "2",
+        "--concurrency",
+        "8",
+        "--price",
+        "10/100",
+        "--max-tokens",
+        "100",
+        "--retries",
+        "1",
+    )
+    with scripted_teacher(chaos) as teacher:
+        for _ in range(40):
+            outcome = roll(*options(teacher, *more, "--max-cost", "0.15"))
+            assert outcome.code in (0, 1, 3), outcome.stderr
+            result = outcome.result
+            assert result["cost_usd"] + result["maybe_billed_usd"] <= 0.15 + 1e-9
+            records = written()
+            assert len({record["provenance"]["key"] for record in records}) == len(records)
+            assert all(well_formed(record["conversation"], record["provenance"]["ended"]) for record in records)
+            assert sum(record["completed"] is True for record in records) == result["complete"]
+            if outcome.code == 0:
+                break
+    assert outcome.code == 0
+    found = [(record["index"], record["provenance"]["sample"]) for record in written()]
+    assert found == [(index, sample) for index in range(20) for sample in range(2)]
 
 
 # ---- nothing is left behind ----------------------------------------------------------------------------------------
