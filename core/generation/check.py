@@ -146,6 +146,11 @@ class Rewards:
         }
         if not self.functions:
             raise UsageError(f"{path}: no reward function. Write one: def accuracy(args, messages) -> float.")
+        for name, function in self.functions.items():
+            if mark_of(function).sandbox:
+                raise UsageError(
+                    f"{path}: {name} is marked sandbox=True, and reward functions run here. Take the mark off."
+                )
         self.path, self._timeout_s = path, timeout_s
 
     async def judge(self, messages: list[dict[str, Any]], metadata: dict[str, Any], row: dict[str, Any]) -> Verdict:

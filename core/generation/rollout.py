@@ -23,6 +23,8 @@ STUB_CHARS = 200
 """What is left of a tool result that had to make room."""
 LOOP_TURNS = 3
 """So many turns in a row with the same calls and the same results are a loop."""
+CALLS_AT_ONCE = 32
+"""Calls of one turn that run side by side; a teacher may ask for thousands."""
 GO_ON = "Go on."
 
 
@@ -232,13 +234,18 @@ class Rollout:
         self._malformed = self._malformed or bool(malformed)
         together = all(self._session.concurrent(name) for _, name, _ in parsed)
         if together and len(parsed) > 1:
-            results = await asyncio.gather(*(self._call(name, arguments) for _, name, arguments in parsed))
+            room = asyncio.Semaphore(CALLS_AT_ONCE)
+            results = await asyncio.gather(*(self._call_in(room, name, arguments) for _, name, arguments in parsed))
         else:
             results = [await self._call(name, arguments) for _, name, arguments in parsed]
         for (id_, _, _), result in zip(parsed, results, strict=True):
             content = cut(result.text, self._limits.max_tool_response)
             self.conversation.messages.append({"role": "tool", "tool_call_id": id_, "content": content})
         self._refuse_loops(parsed, results)
+
+    async def _call_in(self, room: asyncio.Semaphore, name: str, arguments: dict[str, Any] | str) -> ToolResult:
+        async with room:
+            return await self._call(name, arguments)
 
     async def _call(self, name: str, arguments: dict[str, Any] | str) -> ToolResult:
         """The result of one call; what went wrong is a result too. Raises RequestRejected when the tools are gone."""

@@ -28,6 +28,8 @@ from .rollout_tally import RolloutTally
 from .shelf import Shelf
 
 ABOUT_TOOLS = re.compile(r"schema|parameters|function|tool", re.IGNORECASE)
+CONTAINER_SCHEMAS_BYTES = 20_000
+"""Tools of a container are known only when it runs; a browser's schemas take three quarters of this."""
 
 
 @dataclass
@@ -54,6 +56,8 @@ class Begun:
     place: Path
     started: datetime.datetime
     closing: contextlib.AsyncExitStack
+    settled: bool = False
+    """Its file is written, or is being written by a thread that nothing stops."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,7 @@ class Runner:
             rollout.ended, rollout.conversation.messages, work.entry.prompt.metadata, work.entry.row
         )
         record = self._record(work, begun, verdict)
+        begun.settled = True
         await asyncio.to_thread(self._shelf.put, begun.place, record, work.key)
         self.tally.ended(rollout, verdict)
         self._tell(work, f"{rollout.ended}, {'success' if verdict.success else 'no success'}")
@@ -179,8 +184,9 @@ class Runner:
         if work.begun:
             tokens = work.begun.rollout.conversation.most_tokens
             return self._price.cost(tokens, self._options.max_tokens)
+        schemas = CONTAINER_SCHEMAS_BYTES if self._kit.in_container(work.entry) else self.schema_bytes
         first = self._price.cost(
-            len(orjson.dumps(work.entry.prompt.messages)) + 16 * len(work.entry.prompt.messages) + self.schema_bytes,
+            len(orjson.dumps(work.entry.prompt.messages)) + 16 * len(work.entry.prompt.messages) + schemas,
             self._options.max_tokens,
         )
         mean = self._shelf.mean_cost_usd
@@ -205,7 +211,7 @@ class Runner:
     async def put_away(self, why: DistillError | None) -> None:
         """Keep what there is of rollouts that were cut off, and close their tools."""
         for work in list(self._begun.values()):
-            if work.begun and work.begun.rollout.turns:
+            if work.begun and work.begun.rollout.turns and not work.begun.settled:
                 reason = "stopped" if why else "interrupted"
                 error = StoppedEarly(str(why)) if why else None
                 record = self._record(work, work.begun, Verdict(False), error, reason)

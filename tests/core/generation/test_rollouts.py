@@ -788,6 +788,15 @@ def test_answers_that_were_lost_count_into_the_budget_at_their_worst_case(projec
     assert 0.05 < outcome.result["maybe_billed_usd"] <= 0.1
 
 
+def test_answers_whose_tokens_nobody_counts_are_taken_at_their_worst_case(project: Path, roll: Generate) -> None:
+    more = ("--all", "--price", "10/100", "--max-tokens", "100", "--max-cost", "0.1")
+    outcome, chats = with_script(roll, lambda chat: Answer("The answer is 2.", usage=None), *more)
+    assert outcome.code == 3
+    assert 1 <= len(chats) <= 9  # each may have cost 0.01 and its prompt
+    assert outcome.result["cost_usd"] is None
+    assert 0.05 < outcome.result["maybe_billed_usd"] <= 0.1
+
+
 def test_the_price_is_taken_from_the_providers_list(project: Path, roll: Generate) -> None:
     with scripted_teacher(dear, price=(0.00001, 0.0001)) as teacher:
         outcome = roll(*options(teacher, "--all", "--max-tokens", "100", "--max-cost", "0.1"))
