@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -43,7 +44,9 @@ def commands(block: str) -> Iterator[list[str]]:
         redirected = False
         for word in [*lexer, ";"]:
             if set(word) <= set("|&;"):
-                if words:
+                if words[:1] == ["do"]:
+                    words = words[1:]
+                if words and words[0] not in ("for", "done"):
                     yield words
                 words, redirected = [], False
             elif set(word) <= set("<>"):
@@ -64,7 +67,7 @@ def script_arguments(words: list[str], folder: Path) -> tuple[str, list[str]] | 
     script = folder / words[1]
     assert script.is_file(), f"{words[1]} does not exist"
     assert script.stem in COMMANDS, f"{words[1]} is no command"
-    return script.stem, words[2:]
+    return script.stem, [re.sub(r"\$\(\(.*?\)\)|\$\w+", "1", word) for word in words[2:]]
 
 
 def check_options(command: str, arguments: list[str]) -> None:
@@ -172,17 +175,51 @@ def test_the_frontmatter_and_size_of_a_skill(skill: Path):
     assert not any(path.is_symlink() for path in skill.rglob("*"))  # some assistants drop links when they copy
 
 
-def test_the_skill_keeps_its_trigger_words():
-    text = (ROOT / "skills/off-policy/SKILL.md").read_text(encoding="utf-8")
-    for word in (
+LAUNCHER = ROOT / "skills/off-policy/scripts/generate_teacher_data.py"
+TRIGGERS = {
+    "off-policy": (
         "distillation",
         "teacher model",
         "generate completions",
         "OpenRouter",
         "off-policy",
         "knowledge transfer",
-    ):
+    ),
+    "rollout-distill": (
+        "distillation with tools",
+        "teacher rollouts",
+        "browser agent",
+        "rnow test",
+        "convert_rollouts",
+    ),
+}
+
+
+@pytest.mark.parametrize("skill", TRIGGERS)
+def test_a_skill_keeps_its_trigger_words(skill: str):
+    text = (ROOT / "skills" / skill / "SKILL.md").read_text(encoding="utf-8")
+    for word in TRIGGERS[skill]:
         assert f'"{word}"' in text.split("---\n")[1]
+
+
+def test_the_sample_tools_answer_the_sample_prompts():
+    folder = ROOT / "skills/rollout-distill/assets"
+    rows = [orjson.loads(line) for line in (folder / "prompts.jsonl").read_bytes().splitlines()]
+    assert len(rows) == len({row["messages"][-1]["content"] for row in rows}) == 12
+    assert all(row["metadata"]["expected_answer"] for row in rows)
+    tools = runpy.run_path(str(folder / "tools.py"))
+    assert tools["calculate"]("4.2 * 3.5") == pytest.approx(14.7)
+    assert tools["calculate"]("6.4 * 3.5") == pytest.approx(22.4)
+    assert tools["convert_units"](26.2, "mile", "km") == pytest.approx(42.2, abs=0.05)
+    with pytest.raises(ValueError, match="only"):
+        tools["calculate"]("__import__('os').getcwd()")
+
+
+@pytest.mark.parametrize("launcher", sorted(ROOT.glob("skills/*/scripts/*.py")), ids=lambda path: path.stem)
+def test_every_launcher_is_the_same_file_under_the_name_of_its_script(launcher: Path):
+    assert launcher.read_bytes() == LAUNCHER.read_bytes()
+    assert (ROOT / "scripts" / launcher.name).is_file()
+    assert os.access(launcher, os.X_OK)
 
 
 def test_the_shipped_prompts_are_good_prompts():
@@ -223,9 +260,6 @@ def launch(script: Path, *arguments: str, cwd: Path, **environment: str) -> "sub
         encoding="utf-8",
         timeout=120,
     )
-
-
-LAUNCHER = ROOT / "skills/off-policy/scripts/generate_teacher_data.py"
 
 
 def test_the_launcher_works_from_another_folder_and_the_python_snippet_filters_its_output(mock: str, tmp_path: Path):
@@ -300,7 +334,7 @@ def test_a_python_without_the_dependencies_hands_over_to_the_bundles_own(tmp_pat
 
 # ---- the wheel ---------------------------------------------------------------------------------------------------
 
-HEAVY = ("hf", "hf_model", "gguf")
+HEAVY = ("hf", "hf_model", "gguf", "scorer", "hf_scorer", "gguf_scorer")
 
 
 def test_the_wheel_holds_one_package_whose_modules_import_one_another_only(tmp_path: Path):
@@ -319,7 +353,7 @@ def test_the_wheel_holds_one_package_whose_modules_import_one_another_only(tmp_p
     modules = [
         name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         for name in files
-        if name.endswith(".py") and Path(name).stem not in HEAVY
+        if name.endswith(".py") and Path(name).stem not in HEAVY and "/distillation/" not in name
     ]
     assert len(modules) > 20
     # -P and another folder: the checkout's core must not help
