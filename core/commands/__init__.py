@@ -12,6 +12,7 @@ COMMANDS = {
     "run_rollouts": ".run_rollouts:RunRollouts",
     "convert_rollouts": ".convert_rollouts:ConvertRollouts",
     "show": ".show:Show",
+    "compare_tokenizers": ".compare_tokenizers:CompareTokenizers",
     "demo": ".demo:Demo",
 }
 

@@ -8,7 +8,7 @@ For --output train.jsonl:
 """
 
 import datetime
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,8 @@ class Books:
         if key not in self._done:
             self._rejected.add(key)
             text, metadata = row["messages"][-1].get("content") or "", row["metadata"]
+            if not isinstance(text, str) or not isinstance(metadata.get("finish_reason"), str):
+                raise InputError(self.rejected_path, number, f"not a rejected answer of ours. {FOREIGN}")
             marked = "refusal" if metadata.get("rejected_because") == "refusal" else ""  # perhaps by the provider alone
             if self.filters.reject(text, metadata["finish_reason"], marked) is None:
                 self._acceptable.add(key)
@@ -156,7 +158,7 @@ class Books:
         if key in self._failed:
             self._settled.add(key)
 
-    def accept(self, keys: Set[str]) -> None:
+    def accept(self, keys: KeyCounts) -> None:
         """Take answers in that looser filters no longer reject. Raises StoppedEarly when the disk is full."""
 
         def still_rejected(_: int, row: Row) -> bool:
@@ -216,7 +218,9 @@ def row_key(path: Path, number: int, row: Any) -> str:
     """The key of a row that we wrote. Raises InputError for any other."""
     metadata = row.get("metadata") if isinstance(row, dict) else None
     key = metadata.get("id") if isinstance(metadata, dict) else None
-    if not (isinstance(key, str) and len(key) == 32 and row.get("messages")):
+    messages = row.get("messages") if isinstance(row, dict) else None
+    sound = isinstance(messages, list) and messages and isinstance(messages[-1], dict)
+    if not (isinstance(key, str) and len(key) == 32 and sound):
         raise InputError(path, number, f"not a row of generate_teacher_data. {FOREIGN}")
     try:
         int(key, 16)

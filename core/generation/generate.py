@@ -360,7 +360,7 @@ class Scan:
 
     def __init__(self) -> None:
         self.prompts = self.bad_rows = self.there = self.rejected = self.missing = self.prompt_bytes = 0
-        self.acceptable: set[str] = set()
+        self.acceptable = KeyCounts()
         self.examples: list[str] = []
 
 

@@ -54,9 +54,7 @@ def one_run(arguments: argparse.Namespace, base_url: str, port: int) -> dict[str
         "cpu_ms_per_turn": used.cpu_s * 1000 / (arguments.rollouts * arguments.turns),
         "peak_mb": used.rss / 1e6,
         "whole_rollouts": whole,
-        "left_processes": sum(
-            "run_rollouts" in " ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])
-        ),
+        "left_processes": sum(base_url in (p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])),
         "left_connections": sum(c.status == psutil.CONN_ESTABLISHED for c in connections),
     }
 

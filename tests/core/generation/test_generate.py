@@ -618,3 +618,20 @@ def test_bad_prompts_at_the_front_stop_one_run_and_not_every_run(generate: Gener
         assert generate(*arguments).code == 3  # 25 failures one after another
         generate(*arguments)
     assert len(read_rows(OUT)) == 10
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        '{"messages": "text", "metadata": {"id": "%s"}}',
+        '{"messages": [1], "metadata": {"id": "%s"}}',
+        '{"messages": [{"role": "assistant", "content": "A"}], "metadata": {"id": "%s"}}',
+        '{"messages": [{"role": "assistant", "content": 5}], "metadata": {"id": "%s", "finish_reason": "stop"}}',
+    ],
+)
+def test_a_damaged_row_among_the_rejected_is_named_with_its_line(damaged: str, ask: Generate, folder: Path) -> None:
+    write_rows(folder / "prompts.jsonl", questions(1))
+    (folder / "train.jsonl.rejected.jsonl").write_text(damaged % ("0" * 32) + "\n", encoding="utf-8")
+    outcome = ask()
+    assert outcome.code == 2
+    assert "train.jsonl.rejected.jsonl:1: not a" in outcome.stderr

@@ -1,6 +1,5 @@
 """The figures at the head: rates with their interval, and counts that stay small."""
 
-
 from core.show.entries import row_entry
 from core.show.overview import NAMES, OTHERS, Tally, overview_lines
 
