@@ -1,14 +1,11 @@
 """Which tokens of two tokenizers cover the same bytes of one completion."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .token_bytes import TokenBytes
-
-Ints = NDArray[np.int64]
+from .token_bytes import Ids, Ints, TokenBytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +37,7 @@ class Groups:
         return (self.student_sizes == 1) & (self.teacher_sizes == 1)
 
 
-def align(student_ends: Sequence[int] | Ints, teacher_ends: Sequence[int] | Ints) -> Groups:
+def align(student_ends: Ids, teacher_ends: Ids) -> Groups:
     """Group two tokenizations of the same bytes: a group closes wherever a token of each side ends.
 
     student_ends: (S,) and teacher_ends: (T,) cumulative byte ends, as from `completion_ends`. A token without bytes of
@@ -65,12 +62,14 @@ def align(student_ends: Sequence[int] | Ints, teacher_ends: Sequence[int] | Ints
         )
     if totals[0] == 0 and (student.size or teacher.size):
         raise ValueError(f"{student.size} student and {teacher.size} teacher tokens without a single byte")
-    common = np.intersect1d(student, teacher)
-    common = common[common > 0]
+    if not student.size:
+        return Groups(student, teacher, 0)
+    shared = teacher[np.searchsorted(teacher, student)] == student  # both are sorted and end alike
+    common = student[shared & (np.diff(student, prepend=0) > 0)]
     return Groups(np.searchsorted(common, student), np.searchsorted(common, teacher), int(common.size))
 
 
-def completion_ends(token_bytes: TokenBytes, ids: Sequence[int] | Ints, ended: bool, lead: int = 0) -> Ints:
+def completion_ends(token_bytes: TokenBytes, ids: Ids, ended: bool, lead: int = 0) -> Ints:
     """(n,) where each token of a completion ends, in bytes of the completion's text.
 
     ended: the last id is the end of turn. Its own text counts nothing: it is one virtual byte after the text, on every

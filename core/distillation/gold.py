@@ -93,6 +93,9 @@ def gold_hybrid(
         "the earlier tokens, then this one", which are not the same bytes on both sides: GOLD's own approximation.
         "span": such a group is compared by what both sides can say exactly, {its bytes, anything else} by the chain
         rule, with w_matched. So a number that one side writes as one token and the other digit by digit keeps its mass.
+    A side without any unmatched column has a rest of probability 0. Mass that the other side has there then costs up
+    to -LOG_ZERO nats per unit at beta = 0 (the student has no rest) or 1 (the teacher has none); it is bounded between.
+
     weights: (w_matched, w_unmatched); by default M / V_teacher (width of its logits) and the remainder to 1.
         L1 is 0 where either side has no unmatched column; it is in probability mass, all else in nats.
 

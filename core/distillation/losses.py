@@ -69,7 +69,7 @@ def sampled_reverse_kl(
         sampled, when it is not the present student) value and gradient are those of -(t - o) e^(s - o).
 
     Exponents are cut at MAX_LOG_RATIO. All tensors (...), mask (...), True where a token counts; None: all.
-    Raises ValueError for shapes that do not fit and for NaN or inf in the teacher's log-probabilities.
+    Raises ValueError for shapes that do not fit and for NaN or +inf in the teacher's log-probabilities.
     """
     if student_logprobs.shape != teacher_logprobs.shape:
         raise ValueError(
@@ -79,8 +79,8 @@ def sampled_reverse_kl(
     if estimator not in ("k1", "k3", "policy_gradient"):
         raise ValueError(f'estimator is {estimator!r}; use "k1", "k3" or "policy_gradient"')
     mask = selected(mask, student_logprobs.shape, student_logprobs.device)
-    check_finite(teacher_logprobs.unsqueeze(-1), "teacher log-probabilities", mask)
     student = _wide(student_logprobs[mask]).clamp_min(LOG_ZERO)
+    check_logprobs(teacher_logprobs, "teacher log-probabilities", mask)
     teacher = _wide(teacher_logprobs[mask].detach()).clamp_min(LOG_ZERO)
     if estimator == "k1":
         total = (student - teacher).sum()
@@ -138,7 +138,7 @@ def top_k_tail(
     # Padding writes False at column 0; if 0 is also a real id of the row, the order of the writes would decide.
     chosen[..., 0] = ((ids == 0) & given).any(-1)
     student_tail = student_all.masked_fill(chosen, LOG_ZERO).logsumexp(-1)
-    teacher_tail = log1mexp(teacher.logsumexp(-1)).masked_fill(chosen.all(-1), LOG_ZERO)
+    teacher_tail = tail_logprobs(teacher, chosen.all(-1))
     total = divergence(
         torch.cat([student, student_tail.unsqueeze(-1)], -1), torch.cat([teacher, teacher_tail.unsqueeze(-1)], -1), beta
     ).sum()
@@ -218,6 +218,16 @@ def log_probs(logits: Tensor, temperature: float = 1.0) -> Tensor:
     return torch.log_softmax(_wide(logits) / temperature, -1).clamp_min(LOG_ZERO)
 
 
+def tail_logprobs(top_logprobs: Tensor, whole: Tensor) -> Tensor:
+    """(...) log of what the top k of (..., k) leave to all other tokens: log(1 - sum exp).
+
+    A tail below the rounding of the sum (1e-7 in float32) cannot be told from it, and counts as that: as 0 it would
+    cost a student with any tail of its own up to -LOG_ZERO.   whole: (...), True where the top k are all tokens.
+    """
+    rounding = torch.finfo(top_logprobs.dtype).eps
+    return log1mexp(top_logprobs.logsumexp(-1).clamp_max(-rounding)).masked_fill(whole, LOG_ZERO)
+
+
 def token_logprobs(logprobs: Tensor, ids: Tensor) -> Tensor:
     """The log-probability of each row's own token: (T, V) and (T,) -> (T,)."""
     width = logprobs.shape[-1]
@@ -272,6 +282,11 @@ def check_finite(logits: Tensor, what: str, mask: Tensor | None = None, *, minus
         f"({int(wrong.sum())} of {wrong.numel()} rows are not finite). Load the model in float32 or bfloat16 "
         "rather than float16, and check its file"
     )
+
+
+def check_logprobs(logprobs: Tensor, what: str, mask: Tensor | None = None) -> None:
+    """`check_finite` for log-probabilities of single tokens, (...): any of them may be -inf."""
+    check_finite(logprobs.detach().clamp_min(LOG_ZERO).unsqueeze(-1), what, mask)
 
 
 def _check_top_k(ids: Tensor, logprobs: Tensor, width: int) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .gold import check_sides, check_vocabulary
-from .losses import LOG_ZERO, MAX_LOG_RATIO, check_finite, log_probs, selected, token_logprobs
+from .losses import LOG_ZERO, MAX_LOG_RATIO, check_finite, check_logprobs, log_probs, selected, token_logprobs
 
 if TYPE_CHECKING:
     from .alignment import Groups
@@ -61,7 +61,7 @@ def compare(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None 
     student_entropy, teacher_entropy   nats.
 
     student_logits, teacher_logits: (..., V).   mask: (...), True where a token counts; None: all.
-    Raises ValueError for shapes that do not fit and for NaN or inf in the teacher's logits.
+    Raises ValueError for shapes that do not fit and for NaN or inf in either's logits.
     """
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(
@@ -72,11 +72,10 @@ def compare(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None 
     check_finite(student_logits, "student logits", mask)
     check_finite(teacher_logits, "teacher logits", mask)
     sums = torch.zeros(5, dtype=torch.float64, device=student_logits.device)
-    width = student_logits.shape[-1]
-    student_rows, teacher_rows = student_logits.reshape(-1, width), teacher_logits.reshape(-1, width)
-    rows = mask.reshape(-1).nonzero().squeeze(-1)
+    rows = mask.nonzero()  # by index, because a reshape of logits that were cut would copy them
     for some in rows.split(chunk):
-        sums += _compared(log_probs(student_rows[some]), log_probs(teacher_rows[some]))
+        place = some.unbind(-1)
+        sums += _compared(log_probs(student_logits[place]), log_probs(teacher_logits[place]))
     names = ("kl_teacher_student", "kl_student_teacher", "top1_agreement", "student_entropy", "teacher_entropy")
     return {name: Tally(value, len(rows)) for name, value in zip(names, sums.tolist(), strict=True)}
 
@@ -98,7 +97,8 @@ def compare_groups(
     top1_agreement       share of groups whose most probable columns are a matched pair.
     Over all groups:
     span_log_ratio       log p_student(bytes) - log p_teacher(bytes) by the chain rule, nats per group; on text that
-                         the student wrote, an unbiased estimate of KL(student || teacher) per group.
+                         the student wrote it estimates KL(student || teacher) without bias, as far as
+                         each side has one way to cut a text into tokens.
     Over all rows of a side:
     student_entropy, teacher_entropy             nats.
     student_matched_mass, teacher_matched_mass   probability of the matched columns.
@@ -182,6 +182,8 @@ def sampled(student_logprobs: Tensor, teacher_logprobs: Tensor, mask: Tensor | N
             f"{tuple(teacher_logprobs.shape)} differ in shape"
         )
     mask = selected(mask, student_logprobs.shape, student_logprobs.device)
+    check_logprobs(student_logprobs, "student log-probabilities", mask)
+    check_logprobs(teacher_logprobs, "teacher log-probabilities", mask)
     ratio = teacher_logprobs[mask].double().clamp_min(LOG_ZERO) - student_logprobs[mask].double().clamp_min(LOG_ZERO)
     cut = ratio.clamp_max(MAX_LOG_RATIO)
     return {
@@ -203,6 +205,7 @@ def surprise(logprobs: Tensor, mask: Tensor | None, completion_bytes: int) -> Me
     if completion_bytes < 0:
         raise ValueError(f"completion_bytes is {completion_bytes}; a text has 0 bytes or more")
     mask = selected(mask, logprobs.shape, logprobs.device)
+    check_logprobs(logprobs, "log-probabilities", mask)
     nats = float(-logprobs[mask].double().clamp_min(LOG_ZERO).sum())
     return {
         "nats_per_token": Tally(nats, int(mask.sum())),

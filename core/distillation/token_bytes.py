@@ -15,9 +15,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from ..errors import UsageError
 
 Ints = NDArray[np.int64]
+Ids = Sequence[int] | NDArray[np.integer[Any]]
 METASPACE = "▁"
 NO_TEXT = "\ufffd".encode()
-"""The bytes of an id that the tokenizer has no text for (a padding row of the embeddings): the replacement character."""
+"""U+FFFD, the replacement character: the bytes of an id without a text (a padding row of the embeddings)."""
 KEPT = {"NFC", "Prepend", "Replace"}
 """Normalisers that can be passed by. Prepend and Replace write SentencePiece's spaces. NFC (Qwen 2) composes accents:
 ids are read and bytes are encoded here without it, so that a letter and its accent stay what they are."""
@@ -27,7 +28,8 @@ class TokenBytes:
     """What each id of a fast tokenizer stands for, in bytes, so that two tokenizers can be compared.
 
     ByteLevel "Ġthe", SentencePiece "▁the" and " the" are all b" the"; "<0xE2>" is b"\\xe2" where the tokenizer falls
-    back to bytes; a special or added token is the UTF-8 of its own text. Every id stands for at least one byte.
+    back to bytes; a special or added token is its own text in UTF-8. Every id stands for at least
+    one byte.
 
     pieces: (V,) the bytes of each id.          lengths: (V,) how many they are.
     special: (V,) special tokens.               added: (V,) special tokens and all others matched in text as a whole.
@@ -47,6 +49,7 @@ class TokenBytes:
                 "Use a model that comes with a tokenizer.json."
             )
         parts = _parts(backend, self.name)
+        falls_back = any(step["type"] == "ByteFallback" for step in _flat(parts["decoder"]))
         self._byte_level = _kind(parts, backend, self.name)
         vocabulary = backend.get_vocab(with_added_tokens=True)
         added = backend.get_added_tokens_decoder()
@@ -57,13 +60,16 @@ class TokenBytes:
         self.special[[place for place in specials if 0 <= place < self.size]] = True
         self.pieces: list[bytes] = [NO_TEXT] * self.size
         spelt = _byte_level_pieces if self._byte_level else _metaspace_pieces
-        for place, piece in spelt(vocabulary, bool(getattr(backend.model, "byte_fallback", False))):
+        for place, piece in spelt(vocabulary, falls_back):
             self.pieces[place] = piece or NO_TEXT
             self.known[place] = bool(piece)
         for place, token in added.items():
-            self.pieces[place], self.known[place] = token.content.encode(), True
+            # Gemma adds "▁▁" for two spaces; in the name of a special token the sign is itself.
+            literal = self._byte_level or self.special[place]
+            text = token.content if literal else token.content.replace(METASPACE, " ")
+            self.pieces[place], self.known[place] = text.encode(), True
         self.lengths: Ints = np.fromiter(map(len, self.pieces), np.int64, self.size)
-        if not self._byte_level and getattr(backend.model, "byte_fallback", False):
+        if not self._byte_level and falls_back:
             names = [vocabulary.get(f"<0x{byte:02X}>") for byte in range(256)]
             self.fallback[[place for place in names if place is not None and not self.added[place]]] = True
         self._unknown: int | None = tokenizer.unk_token_id
@@ -74,12 +80,12 @@ class TokenBytes:
             if own is not None:
                 self._places[own] = place
 
-    def of(self, ids: Sequence[int] | Ints) -> bytes:
+    def of(self, ids: Ids) -> bytes:
         """The bytes of a row of tokens."""
         size, pieces = self.size, self.pieces
         return b"".join(pieces[place] if place < size else NO_TEXT for place in self._checked(ids).tolist())
 
-    def ends(self, ids: Sequence[int] | Ints) -> Ints:
+    def ends(self, ids: Ids) -> Ints:
         """(n,) cumulative byte ends of a row of tokens."""
         array = self._checked(ids)
         if not self.size:
@@ -130,7 +136,7 @@ class TokenBytes:
             found[self.pieces[place][0]] = int(place)
         return found
 
-    def _checked(self, ids: Sequence[int] | Ints) -> Ints:
+    def _checked(self, ids: Ids) -> Ints:
         array = np.asarray(ids, np.int64)
         if array.size and int(array.min()) < 0:
             raise ValueError(f"token id {int(array.min())} is negative: completions come without padding or masks")
@@ -155,19 +161,33 @@ class TokenBytes:
 
     def _add_text(self, text: str, ids: list[int], lengths: list[int]) -> None:
         """A text without surrogates (and, for SentencePiece, without its sign for a space)."""
-        if not text:
-            return
-        written = text if self._byte_level else text.replace(" ", METASPACE)
-        places = self._places[self._plain.encode(written, add_special_tokens=False).ids]
-        if not self.special[places].any() and self.of(places) == text.encode():
-            ids += places.tolist()
-            lengths += self.lengths[places].tolist()
-        elif len(text) == 1:
-            self._add_bytes(text.encode(), ids, lengths)
-        else:  # an unknown character, or a piece that looks like a byte token: only there is it spelt byte by byte
-            half = len(text) // 2
-            self._add_text(text[:half], ids, lengths)
-            self._add_text(text[half:], ids, lengths)
+        while text:
+            written = text if self._byte_level else text.replace(" ", METASPACE)
+            places = self._places[self._plain.encode(written, add_special_tokens=False).ids]
+            right = self._right(places, text.encode())
+            if right is None:
+                ids += places.tolist()
+                lengths += self.lengths[places].tolist()
+                return
+            if len(text) == 1:
+                self._add_bytes(text.encode(), ids, lengths)
+                return
+            # An unknown character, or pieces that join to a special token's name: only it is spelt by itself.
+            wrong = min(len(text.encode()[:right].decode(errors="ignore")), len(text) - 1)
+            for part in (text[:wrong], text[wrong]):
+                self._add_text(part, ids, lengths)
+            text = text[wrong + 1 :]
+
+    def _right(self, places: Ints, data: bytes) -> int | None:
+        """None when the tokens spell `data` without a special one, else how many bytes they do so at its start."""
+        if not self.special[places].any() and self.of(places) == data:
+            return None
+        done = 0
+        for place in places.tolist():
+            if self.special[place] or not data.startswith(self.pieces[place], done):
+                break
+            done += len(self.pieces[place])
+        return done
 
     def _add_bytes(self, data: bytes, ids: list[int], lengths: list[int]) -> None:
         """Bytes that are no text, or one character that has no token."""
@@ -195,7 +215,7 @@ class TokenBytes:
         if self._unknown is not None:
             return [self._unknown]
         raise UsageError(
-            f"{self.name} cannot read every text: it has no tokens for single bytes and none for what it does not know. "
+            f"{self.name} cannot read every text: it has no token for each byte and none for what it does not know. "
             "Choose a model whose tokenizer works on bytes or falls back to them."
         )
 
@@ -274,8 +294,9 @@ def _kind(parts: dict[str, Any], backend: Tokenizer, name: str) -> bool:
     spaces = any(step["type"] == "Replace" and step["content"] == " " for step in decoder) or "Metaspace" in kinds
     if not spaces or any(affixes) or not isinstance(backend.model, models.BPE | models.Unigram):
         raise UsageError(
-            f"the tokens of {name} ({type(backend.model).__name__}, decoder {', '.join(sorted(kinds)) or 'none'}) do not "
-            "spell bytes. Choose a model with a byte-level or SentencePiece tokenizer."
+            f"the tokens of {name} do not spell bytes ({type(backend.model).__name__}, decoder "
+            f"{', '.join(sorted(kinds)) or 'none'}). "
+            "Choose a model with a byte-level or SentencePiece tokenizer."
         )
     return False
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from ..data.text import one_line
 from ..errors import RequestRejected, TeacherError, TeacherUnavailable, Throttled, TransientError
 from .protocol import Completion, Usage, split_thinking
 from .tool_calls import read_calls
@@ -149,7 +150,7 @@ def error_of(status: int, headers: Mapping[str, str], error: Any) -> TeacherErro
             message += f" ({part}: {str(metadata[part])[:200]})"
     if availability.get("fallback_models"):
         message += f" (available instead: {availability['fallback_models']})"
-    said = f"{status}: {message}"
+    said = one_line(f"{status}: {message}", 2000)  # a server's words must not steer a terminal
     wait_s = retry_after_s(headers, availability.get("retry_after") or metadata.get("retry_after_seconds"))
     source = str(metadata.get("limit_source") or "")
 

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import MissingDependency, RequestRejected, TeacherError, TeacherUnavailable, UsageError
 from .chat_template import answer_of
 from .gguf import non_empty
-from .locate import locate
+from .locate import LocalModel, locate
 from .protocol import Completion, LocalTeacher, Message, Sampling, ToolSchema, Usage
 
 
@@ -26,6 +26,20 @@ class _Request:
     def kind(self) -> Sampling:
         """What the requests of one batch must share."""
         return replace(self.sampling, seed=None)
+
+
+def located(model: str, *, attention: str, load_in_4bit: bool) -> LocalModel:
+    """Where the model is. Raises MissingDependency for a package that loading it would need, or ModelNotFound."""
+    needs = {"torch": True, "transformers": True, "accelerate": True}
+    needs |= {"bitsandbytes": load_in_4bit, "flash_attn": attention == "flash_attention_2"}
+    for package, needed in needs.items():
+        if needed and importlib.util.find_spec(package) is None:
+            install = "-e '.[train]'" if package in ("torch", "transformers", "accelerate") else package
+            raise MissingDependency(package, "--backend hf with these options", f"pip install {install}")
+    found = locate(model, gguf=False)
+    if found.is_gguf and importlib.util.find_spec("gguf") is None:
+        raise MissingDependency("gguf", f"converting {found.path.name}", "pip install -e '.[train]'")
+    return found
 
 
 class HfTeacher(LocalTeacher):
@@ -49,16 +63,8 @@ class HfTeacher(LocalTeacher):
 
         Raises MissingDependency or ModelNotFound; the weights are loaded by `prepare`.
         """
-        needs = {"torch": True, "transformers": True, "accelerate": True}
-        needs |= {"bitsandbytes": load_in_4bit, "flash_attn": attention == "flash_attention_2"}
-        for package, needed in needs.items():
-            if needed and importlib.util.find_spec(package) is None:
-                install = "-e '.[train]'" if package in ("torch", "transformers", "accelerate") else package
-                raise MissingDependency(package, "--backend hf with these options", f"pip install {install}")
         self.model = model
-        self._located = locate(model, gguf=False)
-        if self._located.is_gguf and importlib.util.find_spec("gguf") is None:
-            raise MissingDependency("gguf", f"converting {self._located.path.name}", "pip install -e '.[train]'")
+        self._located = located(model, attention=attention, load_in_4bit=load_in_4bit)
         self.concurrency = 4 * batch_size
         self.identity: dict[str, Any] = {
             "backend": "hf",

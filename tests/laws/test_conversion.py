@@ -2,6 +2,7 @@
 
 import copy
 import json
+from itertools import chain
 from typing import Any
 
 import orjson
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from core.data.conversation import NotARollout, as_it_stands, mended, normalised
 from core.data.rollouts import natural
 from core.data.tags import reasoned
-from core.generation.conversation import Form, conversation_key, prompt_hash, short_id, with_form
+from core.generation.conversation import Form, conversation_key, one_call_a_turn, prompt_hash, short_id, with_form
 
 texts = st.sampled_from(
     ["", " ", "Yes.", "é\u2028😀", "<think>a</think>b", "a</think>b", "<tool_call>", "Look"]
@@ -169,6 +170,24 @@ def test_every_form_is_json_and_keeps_questions_and_results(conversation: list[A
         assert pairs == [message["tool_call_id"] for message in found if message["role"] == "tool"]
     else:
         assert sum(m["content"].count('<tool_call>\n{"name": ') for m in found if m["role"] == "assistant") >= calls
+
+
+@given(conversations)
+def test_turns_split_call_by_call_say_and_call_the_same_in_the_same_order(conversation: list[Any]) -> None:
+    def told(messages: list[dict[str, Any]], what: str) -> list[Any]:
+        return [found for message in messages if (found := message.get(what))]
+
+    whole, _ = normalised(conversation)
+    before = copy.deepcopy(whole)
+    found, split = one_call_a_turn(whole)
+    assert whole == before
+    check_sound(found)
+    assert split == sum(len(calls) > 1 for calls in told(whole, "tool_calls"))
+    assert all(len(calls) == 1 for calls in told(found, "tool_calls"))
+    assert list(chain(*told(found, "tool_calls"))) == list(chain(*told(whole, "tool_calls")))
+    for what in ("content", "reasoning_content", "tool_call_id"):
+        assert told(found, what) == told(whole, what)
+    assert one_call_a_turn(found) == (found, 0)
 
 
 @given(texts, texts)

@@ -90,6 +90,11 @@ def _stdio(behaviour: str) -> None:
     if behaviour == "exits":
         print("reading configuration\nTOKEN was ***hidden***: " + os.environ.get("SECRET", ""), file=sys.stderr)
         sys.exit(3)
+    if behaviour == "rude":
+        sys.stderr.buffer.write(b"\x1b[31mred\x1b[0m\x1b[2J\x1b]0;title\x07 \xc2\x9b and \xe2\x80\xaeback\n")
+        sys.exit(3)
+    if behaviour == "late":
+        time.sleep(1.5)
     if behaviour == "garbage":
         print("<html>hello</html>\n{not json", flush=True)
     calls = 0

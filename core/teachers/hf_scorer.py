@@ -1,0 +1,244 @@
+"""A Hugging Face model as a scorer: hidden states of the completion's positions, and the head that reads them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import RequestRejected, UsageError
+from . import hf_model
+from .hf import located
+from .scorer import (
+    Ability,
+    Noise,
+    ScoreRequest,
+    TeacherHead,
+    TeacherScores,
+    check_requests,
+    measure_noise,
+    not_finite,
+)
+
+LONGER = "Shorten the prompts or --max-tokens, or take a teacher with a longer context."
+NOT_FINITE = "Load it with --dtype bfloat16 or float32; if they stay so, its weights are damaged."
+
+
+class HfScorer:
+    """A `Scorer` over transformers. The model never projects more than one position of a text onto its vocabulary."""
+
+    backend = "hf"
+    ability: Ability = "full"
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        batch_size: int,
+        dtype: str,
+        device_map: str,
+        attention: str,
+        load_in_4bit: bool,
+        threads: int | None,
+    ) -> None:
+        """Options as those of `HfTeacher`. Raises MissingDependency or ModelNotFound."""
+        self.model = model
+        self._located = located(model, attention=attention, load_in_4bit=load_in_4bit)
+        self._batch_size, self._threads = batch_size, threads
+        self._loading = {
+            "dtype": dtype,
+            "device_map": device_map,
+            "attention": attention,
+            "load_in_4bit": load_in_4bit,
+        }
+        self.identity: dict[str, Any] = {
+            "backend": "hf",
+            "model": model,
+            "dtype": dtype,
+            "load_in_4bit": load_in_4bit,
+        }
+        self.context_tokens: int | None = None
+        self._model: Any = None
+
+    def prepare(self, note: Callable[[str], None]) -> None:
+        """Load the model, after converting a GGUF file, and find its head. Raises UsageError."""
+        import transformers
+
+        note(f"loading {self.model} with transformers")
+        transformers.utils.logging.disable_progress_bar()
+        if self._threads:
+            torch.set_num_threads(self._threads)
+        folder = hf_model.hf_folder(self._located, note)
+        self.tokenizer = hf_model.load_tokenizer(folder, chat=False)
+        self._model = hf_model.load_model(folder, **self._loading).requires_grad_(False)
+        self.context_tokens = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        self.head = head_of(self._model, self.model)
+        self.width = self.head.weight.shape[0]
+        self._largest = largest_norm(self.head, self.model)
+
+    def score(self, batch: Sequence[ScoreRequest]) -> list[TeacherScores]:
+        """Scores with hidden states, for each request. See `Scorer`.
+
+        Requests of similar length go through the model together, at most `batch_size`, and fewer when the memory of
+        the device does not hold them.
+        """
+        check_requests(batch, self.width, self.context_tokens, LONGER)
+        waiting = sorted(
+            (n for n, request in enumerate(batch) if request.completion_ids), key=lambda n: batch[n].tokens
+        )
+        hidden = {n: self.head.weight.new_empty(0, self.head.weight.shape[1]) for n in range(len(batch))}
+        while waiting:
+            rows = waiting[: self._batch_size]
+            try:
+                states = completion_states(self._model, [batch[row] for row in rows])
+            except torch.OutOfMemoryError as error:
+                error.__traceback__ = None  # its frames hold the tensors that did not fit
+                torch.cuda.empty_cache()
+                if len(rows) > 1:
+                    self._batch_size = len(rows) // 2
+                    continue
+                raise RequestRejected(
+                    "out_of_memory",
+                    f"row {rows[0]}: no memory for a text of {batch[rows[0]].tokens} tokens, even alone: "
+                    f"{str(error).splitlines()[0]}",
+                ) from None
+            hidden |= zip(rows, states, strict=True)
+            waiting = waiting[len(rows) :]
+        return [self._scores(row, request, hidden[row]) for row, request in enumerate(batch)]
+
+    def _scores(self, row: int, request: ScoreRequest, hidden: Tensor) -> TeacherScores:
+        """hidden: (T, D). Raises RequestRejected when the logits of a position are not finite."""
+        # |w . h| <= |w| |h|: where this is finite in the format of the weights, so are all logits, and none need be
+        # computed to know it.
+        bound = hidden.float().norm(dim=-1) * self._largest  # (T,)
+        doubtful = ~(bound < torch.finfo(self.head.weight.dtype).max)
+        if doubtful.any() and not all(logprobs.isfinite().all() for logprobs in self.head.logprobs(hidden[doubtful])):
+            raise not_finite(row, *self._first_broken(request), NOT_FINITE)
+        return TeacherScores("full", tuple(request.completion_ids), hidden=hidden, head=self.head)
+
+    def _first_broken(self, request: ScoreRequest) -> tuple[int, float]:
+        """(the first position whose logits are not finite, a value of them), by bisection over the text's beginnings.
+
+        Read as a whole, a text has its NaN in the positions before the broken one, too: attention multiplies what
+        follows by zero, and 0 NaN = NaN.
+        """
+
+        def strange(position: int) -> Tensor:
+            beginning = ScoreRequest(request.prompt_ids, request.completion_ids[: position + 1])
+            logits = self.head.logits(completion_states(self._model, [beginning])[0][-1:])
+            return logits[~logits.isfinite()]
+
+        low, high = 0, len(request.completion_ids) - 1
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if strange(middle).numel() else (middle + 1, high)
+        values = strange(low)
+        return low, float("nan") if values.isnan().any() else values[0].item()
+
+    def self_test(self) -> Noise:
+        """See `Scorer`. Raises UsageError."""
+
+        def encode(text: str) -> list[int]:
+            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+        return measure_noise(self.score, encode, self.context_tokens)
+
+    def close(self) -> None:
+        """Give the model's memory back (what scores hold of it, the head, lives as long as they do)."""
+        self._model = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def completion_states(model: Any, requests: Sequence[ScoreRequest]) -> list[Tensor]:
+    """(T, D) for each request: what the model's head reads at the positions that predict the completion's tokens.
+
+    Padding is on the right, and a text's own last token: no position sees what follows it, so neither the mask nor the
+    positions of a text depend on its neighbours.
+    """
+    texts = [[*request.prompt_ids, *request.completion_ids][:-1] for request in requests]
+    longest = max(map(len, texts))
+    ids = torch.tensor([text + text[-1:] * (longest - len(text)) for text in texts], device=model.device)
+    mask = torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in texts], device=model.device)
+    states, _ = run(model, ids, mask)
+    spans = [(len(request.prompt_ids) - 1, len(text)) for request, text in zip(requests, texts, strict=True)]
+    # A copy: a view would keep the prompts' states and the padding alive.
+    return [states[row, start:stop].clone() for row, (start, stop) in enumerate(spans)]
+
+
+def run(model: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """(what the head reads (B, L, D), the logits of each row's last place (B, 1, V)). ids, mask: (B, L).
+
+    The states are taken at the head's door, so that whatever an architecture does before it (the final norm, a
+    projection, a scale) is in them, and only one place goes through.
+    """
+    seen: list[Tensor] = []
+
+    def at_the_door(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        seen.append(args[0])
+        return (args[0][:, -1:], *args[1:])
+
+    door = model.get_output_embeddings().register_forward_pre_hook(at_the_door)
+    try:
+        with torch.no_grad():  # not inference_mode: a loss may keep the states for its backward
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    finally:
+        door.remove()
+    return seen[0], logits
+
+
+def head_of(model: Any, name: str) -> TeacherHead:
+    """The model's output head, proved on the model's own logits of a few tokens.
+
+    The scale is measured (one number that maps W h + b to the logits), because configurations call it by many names;
+    the softcap is the configuration's. Raises UsageError when that does not give the model's logits.
+    """
+    layer = model.get_output_embeddings()
+    weight = getattr(layer, "weight", None)
+    if weight is None or weight.dim() != 2 or not weight.is_floating_point() or weight.is_meta:
+        raise UsageError(
+            f"{name}: its output layer ({type(layer).__name__}) is no plain matrix in memory, so its distributions "
+            "cannot be computed in pieces. Load it without quantising or offloading that layer."
+        )
+    bias = getattr(layer, "bias", None)
+    config = model.config.get_text_config()
+    softcap = getattr(config, "final_logit_softcapping", None)
+    ids = torch.arange(1, 9, device=model.device)[None] % weight.shape[0]
+    states, logits = run(model, ids, torch.ones_like(ids))
+    found = logits[0, -1].cpu().double()  # (V,)
+    plain = TeacherHead(weight.detach(), None if bias is None else bias.detach())
+    raw = plain.logits(states[0, -1:])[0].cpu().double()
+    if found.shape != raw.shape:
+        raise UsageError(f"{name} has {found.shape[0]} logits and an output layer of {raw.shape[0]} rows.")
+    if not found.isfinite().all():
+        raise UsageError(f"{name} gives logits that are not finite. {NOT_FINITE}")
+    wanted, steep = found, torch.ones_like(found, dtype=torch.bool)
+    if softcap:
+        steep = found.abs() < 0.9 * softcap  # nearer to the cap its inverse is all rounding
+        wanted = (found / softcap).clamp(-0.9, 0.9).atanh() * softcap
+    scale = ((wanted * raw)[steep].sum() / (raw * raw)[steep].sum()).item()
+    if abs(scale - 1) < 1e-4:
+        scale = 1.0
+    head = TeacherHead(plain.weight, plain.bias, scale, softcap or None)
+    wrong = (head.logits(states[0, -1:])[0].cpu() - found).abs().max().item()
+    tolerance = (1e-4 if weight.dtype == torch.float32 else 2e-2) * max(1.0, found.abs().max().item())
+    if not wrong <= tolerance:
+        raise UsageError(
+            f"{name}: its output layer does not give its logits (they differ by {wrong:.3g}); architecture "
+            f"{type(model).__name__} does something after it that is not known here. Take another teacher."
+        )
+    return head
+
+
+def largest_norm(head: TeacherHead, name: str) -> float:
+    """The largest |scale| (|w| + |b|) over the rows of the head: times |h| it bounds every logit.
+
+    Raises UsageError for weights that are not finite.
+    """
+    norms = head.weight.float().norm(dim=-1)
+    if head.bias is not None:
+        norms = norms + head.bias.float().abs()
+    if not norms.isfinite().all():
+        token = int((~norms.isfinite()).nonzero()[0])
+        raise UsageError(f"{name}: the output weights of token {token} are not finite. Its file is damaged.")
+    return norms.max().item() * max(1.0, abs(head.scale))
