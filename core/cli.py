@@ -102,7 +102,7 @@ def _run(name: str, argv: Sequence[str]) -> tuple[int, bool]:
     finally:
         progress.close()
     if door["json_"]:
-        print(result.model_dump_json(), flush=True)
+        print_all(result.model_dump_json())
     print(result.summary(), file=sys.stderr)
     return result.exit_code, stop.now
 
@@ -136,7 +136,7 @@ def parse(name: str, model: "type[Command]", argv: Sequence[str]) -> dict[str, A
 
     for at in range(len(argv) - 1, 0, -1):  # "--input -", "--index -1,0": values, which the parser takes for flags
         if re.fullmatch(r"-(\d[\d,-]*)?", argv[at]) and argv[at - 1].startswith("-"):
-            argv = [*argv[: at - 1], argv[at - 1] + "=-", *argv[at + 1 :]]
+            argv = [*argv[: at - 1], f"{argv[at - 1]}={argv[at]}", *argv[at + 1 :]]
     app = parser(name, model)
     try:
         given: dict[str, Any] = app(list(argv), exit_on_error=False, print_error=False, result_action="return_value")

@@ -27,6 +27,7 @@ REASONS = {
     "not_a_success": "not a success",
     "no_reward": "reward 0 or less",
     "truncated": "truncated",
+    "shortened": "tool results were shortened (--drop-shortened)",
     "reward_unknown": "no reward to hold against --min-reward",
     "low_reward": "reward below --min-reward",
     "many_turns": "more turns than --max-turns",
@@ -35,6 +36,7 @@ REASONS = {
     "unknown_role": "a role that no template knows",
     "not_text": "content that is not text",
     "no_user_message": "no user message",
+    "call_as_text": "ends with a tool call that is mere text: the teacher's server has no tool parser",
     "no_final_answer": "no final answer",
     "went_on": "turns after the final answer (--require-final-answer)",
     # beside the others
@@ -61,6 +63,7 @@ REPAIRS = {
     "missing_id": "missing id of a call made",
     "duplicate_id": "id of a call that was used before changed",
     "merged_turns": "assistant turns in a row merged",
+    "split_calls": "turn with several calls split, as --student needs it",
     "trailing_turns": "turns after the final answer cut off",
     "lone_surrogates": "half characters replaced",
 }
@@ -103,6 +106,8 @@ class ConvertRollouts(Command):
     """Leave out rollouts that a limit cut off."""
     keep_truncated: Annotated[bool, Option(WHICH)] = False
     """The same as --no-drop-truncated."""
+    drop_shortened: Annotated[bool, Option(WHICH, mcp=True)] = False
+    """Leave out rollouts in which tool results were shortened to fit into the teacher's context."""
     require_final_answer: Annotated[bool, Option(WHICH)] = False
     """Only rollouts that end with the teacher's answer; otherwise turns after an answer are cut off."""
     best_of: Annotated[int | None, Option(WHICH, mcp=True)] = Field(default=None, ge=1)
@@ -123,7 +128,7 @@ class ConvertRollouts(Command):
     """System prompt for every row, in place of its own."""
     student: Annotated[str | None, Option(FORM, mcp=True)] = None
     """The student whose chat template will render the rows: a model folder, a .gguf, .jinja or tokenizer_config.json
-    file, or smollm2. Says what the template drops, and writes arguments and ids as it needs them."""
+    file, or smollm2. Says what the template drops, and writes arguments, ids and calls as it needs them."""
 
     @field_validator("output")
     @classmethod
@@ -165,6 +170,8 @@ class Converted(Result):
     files: int
     rows: int
     val_rows: int = 0
+    shortened: int = 0
+    """Rows in which the teacher saw tool results shortened to fit into its context."""
     mended: int = 0
     """Files that gave a row after something was mended."""
     repairs: dict[str, int] = Field(default_factory=dict)
@@ -195,6 +202,11 @@ class Converted(Result):
         if self.repairs:
             lines.append(f"mended: {self.mended:,}")
             lines += [f"  {count:,} x {REPAIRS.get(repair, repair)}" for repair, count in self.repairs.items()]
+        if self.shortened:
+            lines.append(
+                f"shortened: {self.shortened:,} rows have tool results that were shortened to fit into the teacher's "
+                "context (metadata.shortened_tool_results; --drop-shortened leaves them out)"
+            )
         lines += [f"student: {line}" for line in self.student]
         if self.prompts_moved_to:
             lines.append(f"The prompts that were in {self.output} are in {self.prompts_moved_to} now.")

@@ -71,7 +71,7 @@ class RunRollouts(TeacherOptions):
     ] = None
     """How much an API teacher is to think before each turn."""
 
-    mcp_url: Annotated[list[str] | None, Option(TOOLS, mcp=True)] = None
+    mcp_url: Annotated[list[str] | None, Option(TOOLS, mcp=True, hidden=True)] = None
     """MCP server by address: localhost:8931, or a URL; may be repeated. Beside a prompt's container, an address on this
     machine means a port inside the container."""
     mcp_command: Annotated[list[str] | None, Option(TOOLS, mcp=True)] = None
@@ -128,6 +128,8 @@ class RunRollouts(TeacherOptions):
 
     concurrency: Annotated[int, Option(RUN, "-c", mcp=True)] = Field(default=5, ge=1)
     """Most rollouts at work at a time."""
+    dry_run: Annotated[bool, Option(RUN, mcp=True)] = False
+    """Open the tools, say what would be run and what it costs, and stop. No request is paid, nothing is written."""
     retries: Annotated[int, Option(RUN)] = Field(default=5, ge=0)
     """Further attempts for a turn after timeouts, 5xx and broken answers (rate limits do not count)."""
 
@@ -143,6 +145,17 @@ class RunRollouts(TeacherOptions):
         if not isinstance(parts, list):
             return value
         return [word.strip() for part in parts for word in str(part).split(",") if word.strip()]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+
+    @field_validator("mcp_url")
+    @classmethod
+    def _without_secrets(cls, value: list[str] | None) -> list[str] | None:
+        if any(character in url for url in value or () for character in "@?#"):
+            raise ValueError(
+                "a URL with a user, a password or a query in it, which others can read in the list of processes: put "
+                'it into a file for --mcp-servers, {"mcpServers": {"NAME": {"url": ..., "headers": {...}}}}, with '
+                "${VAR} for what is secret"
+            )
+        return value
 
     @field_validator("entry")
     @classmethod
@@ -270,7 +283,8 @@ class RolledOut(Result):
     advice: list[str]
 
     def summary(self) -> str:
-        cost = "unknown (the teacher states none)" if self.cost_usd is None else f"{self.cost_usd:.4f} USD"
+        unknown = "unknown (the teacher states none)" if self.rollouts else "unknown"
+        cost = unknown if self.cost_usd is None else f"{self.cost_usd:.4f} USD"
         if self.maybe_billed:
             bound = f", for up to {self.maybe_billed_usd:.4f} USD" if self.maybe_billed_usd else ""
             cost += f"; {self.maybe_billed:,} attempts without an answer may be billed too{bound}"
@@ -301,5 +315,6 @@ class RolledOut(Result):
         elif self.remaining:
             lines.append("next: the same command again runs what is missing or ended in an error")
         else:
-            lines.append(f"next: python scripts/convert_rollouts.py -d {self.output}")
+            there = f" -o {self.output.parent / 'train.jsonl'}" if str(self.output.parent) != "." else ""
+            lines.append(f"next: python scripts/convert_rollouts.py -d {self.output}{there}")
         return "\n".join(lines)

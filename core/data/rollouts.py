@@ -154,6 +154,12 @@ class Rollout:
         return [tool for tool in found if isinstance(tool, dict)] if isinstance(found, list) else []
 
     @property
+    def shortened(self) -> int | None:
+        """Tool results that were shortened to fit into the context, where the file says."""
+        found = _number(self.provenance.get("shortened_tool_results"))
+        return None if found is None else int(found)
+
+    @property
     def tool_errors(self) -> list[str]:
         found = self.record.get("tool_errors")
         return [str(error) for error in found] if isinstance(found, list) else []

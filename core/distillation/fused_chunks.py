@@ -43,8 +43,8 @@ def chunks(rows: int, floats_per_row: int, hidden: Tensor, chunk: int | None) ->
     if chunk is None:
         on_cpu = hidden.device.type == "cpu"
         per_row = floats_per_row * (8 if hidden.dtype == torch.float64 else 4)
-        chunk = max(16, CHUNK_BYTES * (1 if on_cpu else 10) // per_row)
-        chunk = min(chunk, MAX_ROWS if on_cpu else 16 * MAX_ROWS)
+        chunk = CHUNK_BYTES * (1 if on_cpu else 10) // per_row
+        chunk = min(max(16, chunk // 16 * 16), MAX_ROWS if on_cpu else 16 * MAX_ROWS)
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; it must be at least 1")
     count = -(-rows // chunk)

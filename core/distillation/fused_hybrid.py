@@ -371,8 +371,8 @@ def _spans(student: Tensor, teacher: Tensor, beta: float) -> tuple[Tensor, Tenso
     """Divergence of {these bytes, anything else}, summed over (G,) log-probabilities, and its slope (G,)."""
     with torch.enable_grad():
         student = student.detach().requires_grad_()
-        both = (torch.stack([side, log1mexp(side)], -1) for side in (student, teacher))
-        total = divergence(*both, beta).sum()
+        ours, theirs = (torch.stack([side, log1mexp(side)], -1) for side in (student, teacher))
+        total = divergence(ours, theirs, beta).sum()
         (slope,) = torch.autograd.grad(total, student)
     return total.detach(), slope
 

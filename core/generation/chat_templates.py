@@ -14,12 +14,13 @@ from typing import Any
 from ..data.conversation import Message
 from ..errors import MissingDependency, UsageError
 from ..teachers.locate import locate
-from .conversation import Form, with_form
+from .conversation import Form, one_call_a_turn, with_form
 
 Render = Callable[..., str]
 """(messages, tools=None) -> text; raises what the template raises."""
 
-NAME, VALUE, RESULT, ABOUT = "temperature_in", "Reykjavik", "31 degrees", "The temperature of a place."
+NAME, ABOUT = "temperature_in", "The temperature of a place."
+VALUES, RESULTS = ("Reykjavik", "Ushuaia"), ("31 degrees", "17 degrees")
 QUESTION, ANSWER, THOUGHT = "How warm is it?", "It is thirty-one.", "First the thermometer."
 TOOL: dict[str, Any] = {
     "type": "function",
@@ -33,14 +34,15 @@ TOOL: dict[str, Any] = {
         },
     },
 }
-LONG_ID = "call_0123456789"
+LONG_IDS = "call_0123456789", "call_9876543210"
 
 
 @dataclass(frozen=True)
 class Findings:
     """form: the one to write rows in.   says: sentences for a person, the worst first.
 
-    drops: which of "calls", "results", "schemas", "reasoning" the template leaves out without a word.
+    drops: which of "calls", "results", "schemas", "reasoning", "second calls" (those beside another in a turn) the
+    template leaves out without a word.
     """
 
     form: Form
@@ -49,10 +51,11 @@ class Findings:
 
 
 def examine(student: str, form: Form, *, choose_arguments: bool = False) -> Findings:
-    """What the student's template does to rows of this form; ids are made short where it wants that.
+    """What the student's template does to rows of this form; ids are made short, and turns with several calls split,
+    where it wants that.
 
     choose_arguments: whether arguments may become objects where the template needs them. Raises UsageError when there
-    is no template to be found.
+    is no template to be found, or what is found is none.
     """
     label, template, tokens = find_template(student)
     try:
@@ -64,25 +67,33 @@ def examine(student: str, form: Form, *, choose_arguments: bool = False) -> Find
     return findings(label, render, form, choose_arguments=choose_arguments)
 
 
-def probe(form: Form) -> tuple[list[Message], list[dict[str, Any]]]:
-    """Question, call, result, answer, in a form; and the schemas to go with it."""
-    call = {"name": NAME, "arguments": json.dumps({"city": VALUE})}
+def probe(form: Form, count: int = 1) -> tuple[list[Message], list[dict[str, Any]]]:
+    """Question, a turn with `count` calls (1 or 2), results, answer, in a form; and the schemas to go with it."""
+    calls = [
+        {"id": id_, "type": "function", "function": {"name": NAME, "arguments": json.dumps({"city": value})}}
+        for id_, value in zip(LONG_IDS[:count], VALUES, strict=False)
+    ]
     messages: list[Message] = [
         {"role": "user", "content": QUESTION},
-        {"role": "assistant", "content": "", "tool_calls": [{"id": LONG_ID, "type": "function", "function": call}]},
-        {"role": "tool", "tool_call_id": LONG_ID, "name": NAME, "content": RESULT},
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        *(
+            {"role": "tool", "tool_call_id": call["id"], "name": NAME, "content": result}
+            for call, result in zip(calls, RESULTS, strict=False)
+        ),
         {"role": "assistant", "content": ANSWER, "reasoning_content": THOUGHT},
     ]
+    if form.single_calls:
+        messages, _ = one_call_a_turn(messages)
     tools = with_form(messages, [TOOL], form)
     return messages, tools
 
 
 def findings(label: str, render: Render, form: Form, *, choose_arguments: bool) -> Findings:
-    """What becomes of the probe in a template."""
+    """What becomes of the probe in a template. Raises UsageError for one that renders nothing of it."""
 
-    def rendered(form: Form) -> str | Exception:
+    def rendered(form: Form, count: int = 1) -> str | Exception:
         try:
-            messages, tools = probe(form)
+            messages, tools = probe(form, count)
             return render(messages, tools or None)
         except Exception as error:  # the template's own refusal, or what its code meets
             return error
@@ -111,9 +122,13 @@ def findings(label: str, render: Render, form: Form, *, choose_arguments: bool) 
     if isinstance(whole, Exception):
         way = "Give it another template" + ", or pass --calls text" * (form.calls == "structured")
         return Findings(form, [f"{label} refuses conversations with tools ({short(whole)}). {way}."])
+    if QUESTION not in whole and ANSWER not in whole:
+        raise UsageError(
+            f"{label} is no chat template for text: what it renders holds neither the question nor the answer."
+        )
     drops: list[str] = []
     bad: list[str] = []
-    if VALUE not in whole:  # the schemas have the name too; the call alone has the value
+    if VALUES[0] not in whole:  # the schemas have the name too; the call alone has the value
         drops.append("calls")
         bad.append(
             f"{label} silently drops tool calls: the student would see results and never learn to call. "
@@ -121,7 +136,7 @@ def findings(label: str, render: Render, form: Form, *, choose_arguments: bool) 
         )
     elif not sound(whole):
         bad.append(f"{label} encodes arguments twice.")
-    if RESULT not in whole:
+    if RESULTS[0] not in whole:
         drops.append("results")
         bad.append(f"{label} silently drops tool results: the student would learn to make them up.")
     if ABOUT not in whole:
@@ -130,12 +145,32 @@ def findings(label: str, render: Render, form: Form, *, choose_arguments: bool) 
     if form.thinking == "keep" and THOUGHT not in whole:
         drops.append("reasoning")
         bad.append(f"{label} drops reasoning_content. Pass --thinking tags to train on it, or --thinking strip.")
+    two = rendered(form, 2)
+    if lost := lacks_second(two, whole):
+        split = replace(form, single_calls=True)
+        if not lacks_second(rendered(split, 2), whole):
+            says.append(f"{label} {lost}, so such turns are split: each call in a turn of its own, before its result.")
+            form = split
+        else:
+            drops += [] if isinstance(two, Exception) else ["second calls"]
+            bad.append(f"{label} {lost}, and it takes no second turn with a call either: give it another template.")
     return Findings(form, [*bad, *says] or [f"{label} renders calls, results and schemas."], tuple(drops))
 
 
 def sound(text: str | Exception) -> bool:
     """Whether it was rendered, and the arguments are not a string within a string."""
     return not isinstance(text, Exception) and not double_encoded(text)
+
+
+def lacks_second(text: str | Exception, first: str) -> str:
+    """What a template does to the probe with two calls in a turn; "" when it takes them as it does a single one.
+
+    first: the probe with one call, rendered.
+    """
+    if isinstance(text, Exception):
+        return f"refuses turns with several calls ({short(text)})"
+    wanted = [word for words in (VALUES, RESULTS) if words[0] in first for word in words]
+    return "" if all(word in text for word in wanted) else "silently drops calls from turns with several"
 
 
 def double_encoded(text: str) -> bool:
@@ -230,10 +265,11 @@ def of_gguf(student: str, path: Path) -> tuple[str, str, dict[str, str]]:
 
 
 def compiled(template: str, tokens: dict[str, str]) -> Render:
-    """A template in the environment that transformers gives it, sandboxed. Raises jinja2's errors."""
+    """A template in the environment that transformers gives it, sandboxed. Raises jinja2's errors, also for a text
+    that does not look at the messages."""
     try:
         import jinja2
-        from jinja2 import nodes
+        from jinja2 import meta, nodes
         from jinja2.ext import Extension, loopcontrols
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ModuleNotFoundError:
@@ -261,6 +297,8 @@ def compiled(template: str, tokens: dict[str, str]) -> Render:
     environment.filters["tojson"] = to_json
     environment.filters["from_json"] = environment.filters["fromjson"] = json.loads
     environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: "2025-01-01"}
+    if "messages" not in meta.find_undeclared_variables(environment.parse(template)):
+        refuse("it does not look at `messages`")
     parsed = environment.from_string(template)
     known = {"bos_token": "", "eos_token": "", **tokens}
 

@@ -10,6 +10,7 @@ import orjson
 from ..data.conversation import Message, NotARollout
 from ..data.keys import work_key
 from ..data.rollouts import Rollout
+from ..data.tags import inline_calls
 
 OURS = (
     "teacher",
@@ -22,13 +23,24 @@ OURS = (
     "tokens",
     "prompt_tokens",
     "completion_tokens",
+    "shortened_tool_results",
     "written_by",
 )
-"""Keys of a row's metadata that we write; the same key in the prompt's metadata becomes input_<key>."""
+"""Keys of a row's metadata that we write, in this order; the same key in the prompt's metadata becomes input_<key>."""
 
 WRITTEN_BY = "convert_rollouts"
-MARK = b'"written_by":"convert_rollouts"'
-"""These bytes stand in every row of ours. A text cannot hold them: its quotes are escaped."""
+
+
+def is_ours(row: dict[str, Any]) -> bool:
+    """Whether a row with an answer is one that `row` made, and not an answer to a prompt made from one.
+
+    Such a prompt keeps our metadata, and its answer keeps it too, among what the teacher's run adds. So our keys must
+    be the last ones, all together.
+    """
+    metadata = row.get("metadata")
+    if not isinstance(metadata, dict) or metadata.get("written_by") != WRITTEN_BY:
+        return False
+    return tuple(metadata)[-len(OURS) :] == OURS
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,7 @@ class Form:
     """How rows are written. calls: in `tool_calls`, or as text for templates that drop those.
 
     system: replaces the system prompt.   short_ids: ids of nine letters and digits, which Mistral's templates want.
+    single_calls: turns with several calls are split, for Llama 3.1's templates.
     """
 
     thinking: Literal["keep", "strip", "tags"] = "keep"
@@ -44,6 +57,7 @@ class Form:
     tools_column: bool = True
     system: str | None = None
     short_ids: bool = False
+    single_calls: bool = False
 
 
 TOOLS_TEXT = """# Tools
@@ -91,18 +105,23 @@ def is_answer(message: Message) -> bool:
     return message["role"] == "assistant" and not message.get("tool_calls") and bool(message["content"].strip())
 
 
-def ending_with_answer(messages: list[Message], repairs: Counter[str], *, require: bool) -> list[Message]:
+def ending_with_answer(messages: list[Message], repairs: Counter[str], last: Any, *, require: bool) -> list[Message]:
     """The messages up to the teacher's last answer; it must be a turn with text and without calls.
 
-    Raises NotARollout: no_final_answer, and with `require` also went_on, where turns come after the last answer.
+    last: the file's last message as it stands there, which says why there is no answer. Raises NotARollout:
+    call_as_text or no_final_answer, and with `require` also went_on, where turns come after the last answer.
     """
     end = len(messages)
     while end and not is_answer(messages[end - 1]):
         end -= 1
     if not any(message["role"] == "user" for message in messages[:end]):
-        last = messages[-1]
-        what = "a tool call" if last.get("tool_calls") else f"a turn of the role {last['role']}"
-        if last["role"] == "assistant" and not last.get("tool_calls"):
+        if calls := calls_in_text(last):
+            names = ", ".join(str(call["name"]) for call in calls)
+            raise NotARollout("call_as_text", f"it calls {names}, and nobody answered")
+        what = f"a turn of the role {messages[-1]['role']}"
+        if isinstance(last, dict) and last.get("tool_calls"):
+            what = "a tool call"
+        elif messages[-1]["role"] == "assistant":
             what = "an empty answer"
         raise NotARollout("no_final_answer", f"it ends with {what}")
     if end < len(messages):
@@ -110,6 +129,31 @@ def ending_with_answer(messages: list[Message], repairs: Counter[str], *, requir
             raise NotARollout("went_on", f"{len(messages) - end} messages come after the last answer")
         repairs["trailing_turns"] += 1
     return messages[:end]
+
+
+def calls_in_text(message: Any) -> list[dict[str, Any]]:
+    """The <tool_call>s in the text of a message as it stands in a file."""
+    content = message.get("content") if isinstance(message, dict) else None
+    return inline_calls(content)[1] if isinstance(content, str) else []
+
+
+def one_call_a_turn(messages: list[Message]) -> tuple[list[Message], int]:
+    """(normalised messages in which every turn has one call at most, how many turns were split for that).
+
+    Each call is followed by its result; the turn's words and reasoning stay with the first.
+    """
+    found: list[Message] = []
+    split = 0
+    waiting: list[Message] = []  # turns for the calls of a split one, but the first
+    for message in messages:
+        if message["role"] == "tool" and found[-1]["role"] == "tool" and waiting:
+            found.append(waiting.pop(0))
+        elif len(calls := message.get("tool_calls", ())) > 1:
+            split += 1
+            message = {**message, "tool_calls": calls[:1]}
+            waiting = [{"role": "assistant", "content": "", "tool_calls": [call]} for call in calls[1:]]
+        found.append(message)
+    return found, split
 
 
 def row(
@@ -132,6 +176,7 @@ def row(
     metadata["tokens"] = rollout.total_tokens
     metadata["prompt_tokens"] = rollout.prompt_tokens
     metadata["completion_tokens"] = rollout.completion_tokens
+    metadata["shortened_tool_results"] = rollout.shortened
     metadata["written_by"] = WRITTEN_BY
     found["metadata"] = metadata
     return found

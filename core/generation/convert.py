@@ -22,18 +22,30 @@ from ..data.rollouts import NotARollout, Rollout, normalised, read_rollout, roll
 from ..data.run import Run
 from ..data.text import one_line, path_text
 from ..errors import StoppedEarly, UsageError
-from .conversation import MARK, Form, conversation_key, ending_with_answer, prompt_hash, row
+from .conversation import (
+    Form,
+    conversation_key,
+    ending_with_answer,
+    is_ours,
+    one_call_a_turn,
+    prompt_hash,
+    row,
+)
 from .destination import Destination, temporary_beside
 
 
 class Entry(NamedTuple):
-    """A row in the temporary file. rank: smaller is better.   name: index of its file."""
+    """A row in the temporary file. rank: smaller is better.   name: index of its file.
+
+    shortened: whether the teacher saw some tool results shortened.
+    """
 
     prompt: bytes
     rank: tuple[bool, float, int, int]
     start: int
     length: int
     name: int
+    shortened: bool
 
 
 class Dropped(Exception):
@@ -57,7 +69,7 @@ class Conversion:
         self.note = run.progress.note
         self.dropped: Counter[str] = Counter()
         self.repairs: Counter[str] = Counter()
-        self.read_files = self.mended = self.read_bytes = 0
+        self.read_files = self.mended = self.read_bytes = self.shortened = 0
         self.seen = KeyCounts()
         self.selects = options.best_of is not None or options.val_split > 0
         self.entries: list[Entry] = []
@@ -68,11 +80,11 @@ class Conversion:
         options, started_s = self.options, time.monotonic()
         check_place(options.output)
         self.names = self._names()
-        output = Destination(options.output, MARK, prompts=options.prompts, overwrite=options.overwrite)
+        output = Destination(options.output, is_ours, prompts=options.prompts, overwrite=options.overwrite)
         val = None
         if options.val_split:
             check_place(options.val_output)
-            val = Destination(options.val_output, MARK, prompts=None, overwrite=options.overwrite)
+            val = Destination(options.val_output, is_ours, prompts=None, overwrite=options.overwrite)
         self.form = self._form()
         try:
             with ExitStack() as stack:
@@ -84,6 +96,7 @@ class Conversion:
                 val_rows = 0
                 if self.selects:
                     chosen, held_out = self._chosen()
+                    self.shortened = sum(entry.shortened for entry in (*chosen, *held_out))
                     spool.flush()
                     if val is not None and held_out:
                         # Before the output: if the second renaming fails, no held-out prompt is in a new output.
@@ -155,7 +168,7 @@ class Conversion:
                     return None
                 repairs: Counter[str] = Counter()
                 try:
-                    line, prompt, rank = self._line(name, repairs)
+                    line, prompt, rank, shortened = self._line(name, repairs)
                 except Dropped as why:
                     self.dropped[why.reasons[0][0]] += 1
                     if explain:
@@ -163,8 +176,9 @@ class Conversion:
                 else:
                     spool.write(line)
                     if self.selects:
-                        self.entries.append(Entry(bytes.fromhex(prompt), rank, position, len(line), number))
+                        self.entries.append(Entry(bytes.fromhex(prompt), rank, position, len(line), number, shortened))
                     position += len(line)
+                    self.shortened += shortened
                     rows += 1
                     if repairs:
                         self.mended += 1
@@ -181,8 +195,9 @@ class Conversion:
             progress.end()
         return rows
 
-    def _line(self, name: str, repairs: Counter[str]) -> tuple[bytes, str, tuple[bool, float, int, int]]:
-        """(the row as a line, its prompt's hash, its rank among the rows of its prompt). Raises Dropped."""
+    def _line(self, name: str, repairs: Counter[str]) -> tuple[bytes, str, tuple[bool, float, int, int], bool]:
+        """(the row as a line, its prompt's hash, its rank among the rows of its prompt, whether the teacher saw
+        results shortened). Raises Dropped."""
         try:
             rollout = read_rollout(Path(name))
             self.read_bytes += rollout.size
@@ -192,10 +207,15 @@ class Conversion:
             messages, mended = normalised(rollout.conversation)
             repairs.update(mended)
             repairs.update(rollout.repairs)
-            messages = ending_with_answer(messages, repairs, require=self.options.require_final_answer)
+            last = rollout.conversation[-1]
+            messages = ending_with_answer(messages, repairs, last, require=self.options.require_final_answer)
             if self.options.dedupe and self.seen.add(conversation_key(messages)):
                 raise Dropped(("duplicate", ""))
             hash_ = rollout.prompt_hash or prompt_hash(messages)
+            if self.form.single_calls:
+                messages, split = one_call_a_turn(messages)
+                if split:
+                    repairs["split_calls"] += split
             made = row(rollout, messages, self._source(name), hash_, self.form, success=failure is None)
             line = orjson.dumps(made, option=orjson.OPT_APPEND_NEWLINE)
         except NotARollout as error:
@@ -204,7 +224,7 @@ class Conversion:
             raise Dropped(("not_text", str(error))) from None
         failed, reward = failure is not None, rollout.reward
         rank = failed, -(float(not failed) if reward is None else reward), rollout.turns, len(line)
-        return line, hash_, rank
+        return line, hash_, rank, bool(rollout.shortened)
 
     def _against(self, rollout: Rollout, failure: str | None) -> Iterator[tuple[str, str]]:
         """What speaks against a rollout, whatever its conversation."""
@@ -213,6 +233,8 @@ class Conversion:
             yield failure, rollout.error or ""
         if rollout.truncated and options.drops_truncated:
             yield "truncated", ""
+        if rollout.shortened and options.drop_shortened:
+            yield "shortened", str(rollout.shortened)
         if options.min_reward is not None:
             if rollout.reward is None:
                 yield "reward_unknown", ""
@@ -294,6 +316,7 @@ class Conversion:
                 "files": self.read_files,
                 "rows": rows,
                 "val_rows": val_rows,
+                "shortened": self.shortened if rows else 0,
                 "mended": self.mended,
                 "repairs": dict(self.repairs.most_common()),
                 "dropped": dict(self.dropped.most_common()),

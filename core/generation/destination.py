@@ -2,7 +2,7 @@
 
 import filecmp
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -14,38 +14,56 @@ from ..errors import UsageError
 
 Holds = Literal["nothing", "ours", "prompts", "other"]
 
-ANSWERS = ("completion", "response", "answer", "output", "chosen", "reference")
+Ours = Callable[[dict[str, Any]], bool]
+"""Whether a row that ends with an answer is our own, which can be made again."""
+
+ANSWERS = ("completion", "response", "output", "chosen")
+"""Keys of what somebody may have paid for. An `answer` or a `reference` is what an answer is checked against."""
 PROMPTS = ("prompt", "question", "instruction")
+TURNS = ("messages", "conversations", "prompt")
 
 
-def what_it_holds(path: Path, mark: bytes) -> Holds:
-    """nothing: there is no file, or an empty one.   ours: every row has the mark.   prompts: rows without answers."""
+def what_it_holds(path: Path, is_ours: Ours) -> tuple[Holds, int]:
+    """What is in a file; for "other", also the number of the line that makes it so.
+
+    nothing: there is no file, or an empty one.   ours: every row is.   prompts: rows that wait for answers, perhaps
+    with lines among them that cannot be read, which run_rollouts leaves out too.
+    """
     if not path.exists():
-        return "nothing"
-    ours = prompts = rows = 0
-    for _, line in read_lines(path):
-        rows += 1
-        if mark in line:
-            ours += 1
-        else:
-            prompts += is_prompt(line)
-        if ours < rows and prompts < rows:
-            return "other"
-    return "nothing" if not rows else "ours" if ours else "prompts"
+        return "nothing", 0
+    holds: Holds = "nothing"
+    unreadable = 0  # number of the first such line
+    for number, line in read_lines(path):
+        kind = kind_of(line, is_ours)
+        if kind == "nothing":
+            unreadable = unreadable or number
+        elif holds == "nothing":
+            holds = kind
+        if kind == "other" or kind not in ("nothing", holds):
+            return "other", number
+        if unreadable and holds == "ours":
+            return "other", unreadable
+    return ("other", unreadable) if unreadable and holds == "nothing" else (holds, 0)
 
 
-def is_prompt(line: bytes) -> bool:
-    """Whether a line is a row that waits for an answer."""
+def kind_of(line: bytes, is_ours: Ours) -> Holds:
+    """What a line holds; nothing: it is no JSON object."""
     try:
         found: Any = orjson.loads(line)
     except orjson.JSONDecodeError:
-        return False
-    if not isinstance(found, dict) or any(key in found for key in ANSWERS):
-        return False
-    messages = found.get("messages")
-    if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
-        return messages[-1].get("role") in ("user", "system")
-    return any(isinstance(found.get(key), str) for key in PROMPTS)
+        return "nothing"
+    if not isinstance(found, dict):
+        return "nothing"
+    for key in TURNS:
+        turns = found.get(key)
+        if isinstance(turns, list) and turns and isinstance(turns[-1], dict):
+            if turns[-1].get("role", turns[-1].get("from")) in ("assistant", "model", "gpt"):
+                return "ours" if is_ours(found) else "other"
+            break
+    else:
+        if not any(isinstance(found.get(key), str) for key in PROMPTS):
+            return "other"
+    return "other" if any(key in found for key in ANSWERS) else "prompts"
 
 
 @contextmanager
@@ -118,9 +136,9 @@ class Destination:
     Raises UsageError when the place cannot be used, and, without `overwrite`, when it holds other data.
     """
 
-    def __init__(self, path: Path, mark: bytes, *, prompts: Path | None, overwrite: bool) -> None:
+    def __init__(self, path: Path, is_ours: Ours, *, prompts: Path | None, overwrite: bool) -> None:
         self.path = path
-        self.holds: Holds = what_it_holds(path, mark)
+        self.holds, line = what_it_holds(path, is_ours)
         self.aside: Path | None = None
         """Where what is there will go; None when it is replaced."""
         if self.holds == "prompts" and prompts is not None and may_move(path, prompts):
@@ -138,8 +156,8 @@ class Destination:
                         f"then kept as {free_name(path).name}."
                     )
                 raise UsageError(
-                    f"{path} holds rows that convert_rollouts did not write. Name another file with --output, or pass "
-                    f"--overwrite: they are then kept as {free_name(path).name}."
+                    f"{path} holds rows that convert_rollouts did not write, the first in line {line}. Name another "
+                    f"file with --output, or pass --overwrite: they are then kept as {free_name(path).name}."
                 )
             self.aside = free_name(path)
 

@@ -60,9 +60,11 @@ class Limits:
 
 @dataclass
 class Job(Generic[W]):
-    """One piece of work on its way. attempts: at the current answer. worst_usd, started_s: of the last attempt."""
+    """One piece of work on its way. begun: it has had an attempt. attempts: at the current answer.
+    worst_usd, started_s: of the last attempt."""
 
     work: W
+    begun: bool = False
     worst_usd: float = 0.0
     attempts: int = 0
     started_s: float = 0.0
@@ -90,6 +92,8 @@ class Engine(Generic[W, A]):
     worst_usd: the most that one attempt can cost.    succeeded, failed: told each outcome; they may raise StoppedEarly.
     drain: called once when no queued request should begin any more.
     unfinished: whether the work wants another attempt after an answer; None: an answer settles it.
+    ahead_usd: of new work and all begun work: money that must be free besides, so that what is begun can be ended.
+    answered_usd: the cost of an answer that came in an attempt which is cut off afterwards; None: no answer came.
     """
 
     def __init__(
@@ -105,6 +109,8 @@ class Engine(Generic[W, A]):
         progress: Progress,
         stop: Stop,
         unfinished: Callable[[A], bool] | None = None,
+        ahead_usd: Callable[[W, list[W]], float] | None = None,
+        answered_usd: Callable[[W], float | None] | None = None,
     ) -> None:
         self.limits = limits
         self.spending = Spending()
@@ -112,7 +118,7 @@ class Engine(Generic[W, A]):
         self.stopped: DistillError | None = None
         self._attempt, self._cost_usd, self._worst_usd = attempt, cost_usd, worst_usd
         self._succeeded, self._failed, self._drain = succeeded, failed, drain
-        self._unfinished = unfinished
+        self._unfinished, self._ahead_usd, self._answered_usd = unfinished, ahead_usd, answered_usd
         self._progress, self._stop = progress, stop
         self._tasks: dict[asyncio.Task[A], Job[W]] = {}
         self._waiting: list[tuple[float, int, Job[W]]] = []
@@ -122,7 +128,7 @@ class Engine(Generic[W, A]):
         self._cuts = 0  # since the last answer
         self._failed_in_a_row = 0
         self._fruitful_s = 0.0
-        self._drained = False
+        self._drained = self._abandoning = self._answered = False
         self._begun_may_end = True  # whatever stopped the run: begun work that holds its place is still worth its money
 
     async def run(self, works: Iterator[W]) -> None:
@@ -191,14 +197,16 @@ class Engine(Generic[W, A]):
                     self._end(stop)
                 continue
             if not self._affordable(job):
-                if self._tasks:  # what is in flight will cost less than its worst case: ask again when it has ended
-                    heapq.heappush(self._waiting, (now, next(self._tie), job))
+                # What is in flight will cost less than its worst case, and begun work may end: ask again then.
+                if self._tasks or (not job.begun and any(other.begun for _, _, other in self._waiting)):
+                    due_s = now if job.begun else now + 0.1
+                    heapq.heappush(self._waiting, (due_s, next(self._tie), job))
                     return True
                 self._end(StoppedEarly(self._budget_message(job)), begun_may_end=True)
                 continue
             self.spending.reserved += job.worst_usd
             job.attempts += 1
-            job.started_s = now
+            job.begun, job.started_s = True, now
             task = loop.create_task(self._ask(job.work))
             self._tasks[task] = job
             task.add_done_callback(self._ended)
@@ -214,12 +222,19 @@ class Engine(Generic[W, A]):
 
     def _affordable(self, job: Job[W]) -> bool:
         most = self.limits.max_cost_usd
-        return most is None or self.spending.bound + job.worst_usd <= most
+        if most is None:
+            return True
+        ahead_usd = 0.0
+        if self._ahead_usd and not job.begun:
+            begun = [other for other in (*self._tasks.values(), *(job for _, _, job in self._waiting)) if other.begun]
+            ahead_usd = self._ahead_usd(job.work, [other.work for other in begun])
+        return self.spending.bound + job.worst_usd + ahead_usd <= most
 
     def _budget_message(self, job: Job[W]) -> str:
         return (
             f"--max-cost {self.limits.max_cost_usd:g} USD is reached: {self.spending.known:.4f} spent, "
-            f"{self.spending.maybe:.4f} possibly billed, and the next request may cost up to {job.worst_usd:.4f}. "
+            f"{self.spending.maybe:.4f} possibly billed, and the next request may cost up to {job.worst_usd:.4f}"
+            f"{', and more to be ended' if self._ahead_usd and not job.begun else ''}. "
             "The same command with a fresh --max-cost goes on."
         )
 
@@ -249,9 +264,9 @@ class Engine(Generic[W, A]):
         if not self._tasks:
             self.spending.reserved = 0.0  # no rounding error may grow over a million rows
         self._wake.set()
-        if task.cancelled():
+        if self._abandoning:
             return
-        error = task.exception()
+        error = RequestRejected("cancelled", "cancelled from within") if task.cancelled() else task.exception()
         try:
             if error is None:
                 self._success(job, task.result())
@@ -271,7 +286,7 @@ class Engine(Generic[W, A]):
             self.spending.maybe += job.worst_usd
         else:
             self.spending.known += cost_usd
-        self._cuts = 0
+        self._cuts, self._answered = 0, True
         self._fruitful_s = asyncio.get_running_loop().time()
         if self.allowed < self.limits.concurrency:
             self.allowed = min(float(self.limits.concurrency), self.allowed + 1 / self.allowed)
@@ -288,6 +303,9 @@ class Engine(Generic[W, A]):
             self.spending.known += error.cost_usd
         elif error.billed:
             self._maybe_billed(job)
+        if isinstance(error, TeacherUnavailable) and error.reason == "not_an_api" and self._answered:
+            # Real answers came from there: a gateway between is in trouble, and its page says nothing about the others.
+            error = TransientError("web_page", str(error))
         if isinstance(error, TeacherUnavailable):
             self._end(error)
         elif isinstance(error, Throttled):
@@ -355,9 +373,14 @@ class Engine(Generic[W, A]):
         self._progress.tick()
 
     async def _abandon(self) -> None:
-        """Cancel what is still in flight (a second Ctrl-C) and count it as possibly billed."""
+        """Cancel what is still in flight (a second Ctrl-C); what was not answered counts as possibly billed."""
+        self._abandoning = True
         for task, job in list(self._tasks.items()):
-            self._maybe_billed(job)
+            answered_usd = self._answered_usd(job.work) if self._answered_usd else None
+            if answered_usd is None:
+                self._maybe_billed(job)
+            else:
+                self.spending.known += answered_usd
             task.cancel()
         if self._tasks:
             await asyncio.wait(list(self._tasks), timeout=1)

@@ -5,7 +5,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from ..commands.run_rollouts import RunRollouts
 from ..errors import UsageError
@@ -18,7 +18,6 @@ from .entries import Entry
 COMMAND_S = 60.0
 """For a server to start: npx may have to fetch it first."""
 MANY_BROWSERS = 20
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class Kit:
@@ -31,7 +30,11 @@ class Kit:
         self._closing = AsyncExitStack()
         self._main: Toolbox | None = None
         self._shared: dict[str, Toolbox] = {}
-        self._opening = asyncio.Lock()
+        self._opening: dict[str, asyncio.Lock] = {}
+        self._told: set[str] = set()
+        # A project's config.yml names the server in its prompts' container; with --browser no container runs.
+        self._left_out = [url for url in options.mcp_url or () if options.browser and is_loopback(url)]
+        self._urls = [url for url in options.mcp_url or () if url not in self._left_out]
 
     def in_container(self, entry: Entry) -> bool:
         """Whether the entry's tools run in a container."""
@@ -47,15 +50,18 @@ class Kit:
     async def main(self) -> Toolbox:
         """The tools of prompts without a container. Raises UsageError when some cannot be used."""
         if self._main is None:
-            self._main = await self._opened(self._toolsets(self._options.mcp_url or []), self._closing)
-            for note in self._main.notes:
-                self._note(note)
+            if self._left_out:
+                self._tell(
+                    f"--browser takes the place of mcp_url {', '.join(self._left_out)}. A server on this machine that "
+                    "is to be used beside it can be named in an --mcp-servers file; a URL elsewhere is used as it is."
+                )
+            self._main = await self._opened(self._toolsets(self._urls), self._closing)
         return self._main
 
     @asynccontextmanager
     async def toolbox(self, entry: Entry) -> AsyncIterator[Toolbox]:
         """The tools of one rollout. Raises UsageError or ToolsetGone when its container cannot be had."""
-        port = next((port for url in self._options.mcp_url or () if (port := loopback_port(url))), None)
+        port = next((port for url in self._urls if (port := loopback_port(url))), None)
         if not self.in_container(entry):
             yield await self.main()
         elif self._options.docker_per_rollout:
@@ -63,42 +69,54 @@ class Kit:
                 own = self._containers.own(str(entry.docker), entry.docker_env, port)
                 yield await self._beside(await closing.enter_async_context(own), closing)
         else:
-            async with self._opening:
-                container = await self._containers.shared(str(entry.docker), entry.docker_env, port)
+            container = await self._containers.shared(str(entry.docker), entry.docker_env, port)
+            async with self._opening.setdefault(container.name, asyncio.Lock()):
                 if container.name not in self._shared:
                     self._shared[container.name] = await self._beside(container, self._closing)
             yield self._shared[container.name]
 
     async def _beside(self, container: Container, closing: AsyncExitStack) -> Toolbox:
         """A container's tools, and those from elsewhere."""
-        elsewhere = [url for url in self._options.mcp_url or () if not loopback_port(url)]
-        return await self._opened(self._toolsets([container.address, *elsewhere]), closing)
+        elsewhere = [url for url in self._urls if not is_loopback(url)]
+        return await self._opened(self._toolsets(elsewhere, container), closing)
 
     async def _opened(self, toolsets: list[Toolset], closing: AsyncExitStack) -> Toolbox:
         options = self._options
         toolbox = Toolbox(toolsets, allow=options.allow_tools or (), deny=options.deny_tools or ())
         closing.push_async_callback(toolbox.aclose)
         await toolbox.open()
+        for note in toolbox.notes:
+            self._tell(note)
         return toolbox
 
-    def _toolsets(self, urls: list[str]) -> list[Toolset]:
-        """All that the options name; modules are imported as they are needed."""
+    def _tell(self, note: str) -> None:
+        """Show a note, once: every container's toolbox has the same ones."""
+        if note not in self._told:
+            self._told.add(note)
+            self._note(note)
+
+    def _toolsets(self, urls: list[str], container: Container | None = None) -> list[Toolset]:
+        """All that the options name, and what a container offers; modules are imported as they are needed."""
         options, found = self._options, list[Toolset]()
         if options.tools:
             from ..tools.python_file import PythonTools
 
             found.append(PythonTools(options.tools))
-        if urls or options.mcp_command or options.mcp_servers:
+        if container or urls or options.mcp_command or options.mcp_servers:
             from ..tools.mcp import McpCommand, McpUrl
             from ..tools.mcp_servers_file import from_servers_file
+            from ..tools.mcp_text import toolset_name
 
-            found += [McpUrl(url, shared=options.mcp_shared) for url in urls]
+            shared, leash = options.mcp_shared, self._leash
+            if container:  # named after its image: its port is another one in every run
+                found.append(McpUrl(container.address, toolset_name(container.ref), shared=shared))
+            found += [McpUrl(url, shared=shared) for url in urls]
             found += [
-                McpCommand(command, shared=options.mcp_shared, connect_s=COMMAND_S)
+                McpCommand(command, shared=shared, connect_s=COMMAND_S, leash=leash)
                 for command in options.mcp_command or ()
             ]
             if options.mcp_servers:
-                found += from_servers_file(options.mcp_servers, shared=options.mcp_shared)
+                found += from_servers_file(options.mcp_servers, shared=shared, leash=leash)
         if options.browser:
             from ..tools.browser import BrowserTools
             from ..tools.browser_tab import Limits
@@ -120,7 +138,24 @@ class Kit:
         await asyncio.to_thread(self._leash.close)
 
 
+def is_loopback(url: str) -> bool:
+    """Whether an address, such as localhost:8931 or a URL, is one of this machine."""
+    host = (_parts(url).hostname or "").lower()
+    return (
+        host in {"localhost", "::1"} or host.endswith(".localhost") or re.match(r"127(\.\d+){1,3}$", host) is not None
+    )
+
+
 def loopback_port(url: str) -> int | None:
-    """The port of an address on this machine, such as localhost:8931; None for any other."""
-    parts = urlsplit(url if re.match(r"\w+://", url) else f"http://{url}")
-    return parts.port if parts.hostname in LOOPBACK else None
+    """The port of an address on this machine; None for any other, or without one."""
+    return _parts(url).port if is_loopback(url) else None
+
+
+def _parts(url: str) -> SplitResult:
+    """Empty for what is no URL: whoever connects says so."""
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        _ = parts.port
+    except ValueError:
+        return urlsplit("")
+    return parts

@@ -5,6 +5,7 @@ result; what ends a rollout is a final answer, the turn limit, an answer cut off
 """
 
 import asyncio
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -26,10 +27,14 @@ LOOP_TURNS = 3
 CALLS_AT_ONCE = 32
 """Calls of one turn that run side by side; a teacher may ask for thousands."""
 GO_ON = "Go on."
+CALL_AS_TEXT = re.compile(r'<tool_call>\s*(?:\{\s*"|<function=)|\[TOOL_CALLS\]\s*\[|<\|python_tag\|>\s*\{')
 
 
 class Session(Protocol):
-    """The tools of one rollout. concurrent: whether calls of a tool may run beside others."""
+    """The tools of one rollout. ready: waits until a tool can be called; concurrent: whether its calls may run beside
+    others."""
+
+    async def ready(self, name: str) -> None: ...
 
     async def call(self, name: str, arguments: dict[str, Any]) -> ToolResult: ...
 
@@ -168,6 +173,7 @@ class Rollout:
         self.turns = 0
         self.tools, self._session, self._teacher = list(tools), session, teacher
         self.sampling, self._limits, self._watch = sampling, limits, watch
+        self._deadline_s = 0.0
         self._malformed = False
         self._last_calls: list[bytes] = []
 
@@ -175,7 +181,7 @@ class Rollout:
         """The teacher's next turn. Raises TeacherError: RequestRejected ends the rollout; else the same turn may be
         asked for again."""
         if self.totals.seconds > self._limits.rollout_timeout_s:
-            raise RequestRejected("rollout_timeout", f"took longer than {self._limits.rollout_timeout_s:g} s")
+            raise self._too_long()
         started_s = time.monotonic()
         try:
             self.totals.shortened += self.conversation.fit(self._room)
@@ -194,12 +200,16 @@ class Rollout:
         """Record a turn, call the tools that it asks for, and decide whether the rollout has ended. Raises
         RequestRejected."""
         started_s = time.monotonic()
+        self._deadline_s = started_s + self._limits.rollout_timeout_s - self.totals.seconds
         try:
             await self._use(completion)
         finally:
             seconds = time.monotonic() - started_s
             self.totals.seconds += seconds
             self.totals.turn_seconds[-1]["tools"] = round(seconds, 3)
+
+    def _too_long(self) -> RequestRejected:
+        return RequestRejected("rollout_timeout", f"took longer than {self._limits.rollout_timeout_s:g} s")
 
     @property
     def _room(self) -> int:
@@ -216,6 +226,12 @@ class Rollout:
         if completion.finish_reason == "length":
             self.ended = "length"
         elif not completion.tool_calls:
+            if self.tools and CALL_AS_TEXT.search(completion.text):
+                raise RequestRejected(
+                    "tool_calls_as_text",
+                    "the answer holds a tool call as text: the server has no tool parser for this model "
+                    "(vLLM: --enable-auto-tool-choice --tool-call-parser NAME; llama-server: --jinja)",
+                )
             if self._limits.go_on and not last:
                 self.conversation.messages.append({"role": "user", "content": GO_ON})
             else:
@@ -256,13 +272,22 @@ class Rollout:
             result = ToolResult(f"Error: there is no tool {name!r}. Available: {names}.", is_error=True)
         else:
             self._watch(f"turn {self.turns}, {name}")
+            left_s = self._deadline_s - time.monotonic()
+            if left_s <= 0:
+                raise self._too_long()
             try:
-                async with asyncio.timeout(self._limits.tool_timeout_s):
+                await self._session.ready(name)
+                async with asyncio.timeout(min(self._limits.tool_timeout_s, left_s)) as clock:
                     result = await self._session.call(name, arguments)
-            except TimeoutError:
-                result = ToolResult(f"Error: no result within {self._limits.tool_timeout_s:g} s.", is_error=True)
             except ToolsetGone as gone:
                 raise RequestRejected("tools_gone", f"{name}: {gone}") from None
+            except Exception as error:
+                if isinstance(error, TimeoutError) and clock.expired():
+                    if left_s < self._limits.tool_timeout_s:
+                        raise self._too_long() from None
+                    result = ToolResult(f"Error: no result within {self._limits.tool_timeout_s:g} s.", is_error=True)
+                else:  # a mistake of the tool, or of ours: one call failed
+                    result = ToolResult(f"Error: {type(error).__name__}: {error}", is_error=True)
         self.totals.tools_used[name] += 1
         if result.is_error:
             self.totals.tools_failed[name] += 1

@@ -16,6 +16,7 @@ from .. import __version__
 from ..commands.run_rollouts import RunRollouts
 from ..data.keys import work_key
 from ..data.run import Run
+from ..data.text import one_line
 from ..errors import DistillError, RequestRejected, StoppedEarly, TeacherError, UsageError
 from ..teachers import Completer, Completion, Price, Sampling
 from ..tools.protocol import Tool, ToolsetGone
@@ -56,6 +57,8 @@ class Begun:
     place: Path
     started: datetime.datetime
     closing: contextlib.AsyncExitStack
+    answered_usd: float | None = None
+    """Cost of an answer whose tools are still being called; None where that is not known."""
     settled: bool = False
     """Its file is written, or is being written by a thread that nothing stops."""
 
@@ -114,13 +117,20 @@ class Runner:
         self._progress.counts.tokens = self.tally.completion_tokens
         totals = rollout.totals
         totals.cost_usd = None if cost is None or totals.cost_usd is None else totals.cost_usd + cost
+        begun.answered_usd = cost
         try:
             await rollout.use(completion)
         except RequestRejected as error:  # the turn was paid for, whatever came of it
             error.billed, error.cost_usd = True, cost
             raise
-        if not rollout.ended:
-            return Exchange(completion, finished=False)
+        if rollout.ended:
+            await self._finish(work, begun)
+        begun.answered_usd = None
+        return Exchange(completion, finished=bool(rollout.ended))
+
+    async def _finish(self, work: Work, begun: Begun) -> None:
+        """Judge a rollout and write its file."""
+        rollout = begun.rollout
         verdict = await self._check.judge(
             rollout.ended, rollout.conversation.messages, work.entry.prompt.metadata, work.entry.row
         )
@@ -130,7 +140,6 @@ class Runner:
         self.tally.ended(rollout, verdict)
         self._tell(work, f"{rollout.ended}, {'success' if verdict.success else 'no success'}")
         await self._close(work)
-        return Exchange(completion, finished=True)
 
     async def _begin(self, work: Work) -> Begun:
         """Open the tools of a rollout. Raises RequestRejected when they cannot be had."""
@@ -140,12 +149,15 @@ class Runner:
             toolbox = await closing.enter_async_context(self._kit.toolbox(work.entry))
             tools = [tool for tool in toolbox.select(work.entry.tools) if tool.name not in self._refused]
             session: Session = await closing.enter_async_context(toolbox.session(tools))
-        except (ToolsetGone, UsageError) as error:
+        except BaseException as error:
             await closing.aclose()
-            raise RequestRejected("container" if work.entry.docker else "tools_gone", str(error)) from None
-        except BaseException:
-            await closing.aclose()
-            raise
+            if not isinstance(error, Exception):
+                raise
+            expected = isinstance(error, ToolsetGone | UsageError)
+            message = one_line(str(error) if expected else f"{type(error).__name__}: {error}", 1000)
+            raise RequestRejected(
+                "container" if self._kit.in_container(work.entry) else "tools_gone", message
+            ) from None
         seeded = self._options.seed is not None or work.sample > 0
         sampling = replace(self._sampling, seed=int(work.key[-8:], 16) >> 1) if seeded else self._sampling
         rollout = Rollout(
@@ -173,34 +185,43 @@ class Runner:
         rollout.tools.remove(tool)
         if tool.name not in self._refused:
             self._refused.add(tool.name)
-            self._progress.note(f"the teacher's server refuses the tool {tool.name}; going on without it: {error}")
+            self._progress.note(
+                f"the teacher's server refuses the tool {tool.name}; going on without it: {one_line(str(error))}"
+            )
         return True
 
     def worst_usd(self, work: Work) -> float:
-        """The most that the next turn can cost; for a new rollout at least what rollouts have cost so far, beside what
-        those on their way may still need, so that no budget ends in the middle of many."""
+        """The most that the next turn can cost."""
         if self._price is None or self._teacher.local:
             return 0.0
         if work.begun:
-            tokens = work.begun.rollout.conversation.most_tokens
-            return self._price.cost(tokens, self._options.max_tokens)
+            return self._price.cost(work.begun.rollout.conversation.most_tokens, self._options.max_tokens)
         schemas = CONTAINER_SCHEMAS_BYTES if self._kit.in_container(work.entry) else self.schema_bytes
-        first = self._price.cost(
-            len(orjson.dumps(work.entry.prompt.messages)) + 16 * len(work.entry.prompt.messages) + schemas,
-            self._options.max_tokens,
-        )
-        mean = self._shelf.mean_cost_usd
-        if mean is None or self._options.max_cost is None:
-            return first
-        spent = [one.begun.rollout.totals.cost_usd or 0.0 for one in self._begun.values() if one.begun]
-        to_come = sum(max(0.0, mean - usd) for usd in spent)
-        return min(max(first, mean + to_come), max(first, self._options.max_cost))
+        messages = work.entry.prompt.messages
+        return self._price.cost(len(orjson.dumps(messages)) + 16 * len(messages) + schemas, self._options.max_tokens)
+
+    def ahead_usd(self, work: Work, begun: list[Work]) -> float:
+        """What must be free besides for a new rollout to begin: what it and those on their way may still need. So a
+        budget does not end in the middle of many. A rollout is taken to cost what others have cost; before the first
+        has ended, its bound."""
+        if self._price is None or self._teacher.local:
+            return 0.0
+        options, mean = self._options, self._shelf.mean_cost_usd
+        if mean is None and not begun:
+            return 0.0
+        whole = options.max_turns * self._price.cost(options.max_context, options.max_tokens) if mean is None else mean
+        spent = [one.begun.rollout.totals.cost_usd or 0.0 if one.begun else 0.0 for one in begun]
+        return sum(max(0.0, whole - usd) for usd in spent) + max(0.0, whole - self.worst_usd(work))
+
+    def answered_usd(self, work: Work) -> float | None:
+        """The cost of an answer whose tools are being called; None when the teacher has not answered."""
+        return work.begun.answered_usd if work.begun else None
 
     def failed(self, work: Work, error: TeacherError, attempts: int) -> None:
         """A rollout ended in an error: keep what there is of it."""
         rollout = work.begun.rollout if work.begun else None
-        self.tally.failed(rollout, error.reason, f"{work.entry.prompt.place}: {error}")
-        self._tell(work, f"error: {error.reason}: {error}")
+        self.tally.failed(rollout, error.reason, f"{work.entry.prompt.place}: {one_line(str(error), 600)}")
+        self._tell(work, f"error: {error.reason}: {one_line(str(error), 300)}")
         self._begun.pop(work.key, None)
         self._progress.live.pop(work.key, None)
         if work.begun:  # else not even its tools could be opened
@@ -215,6 +236,8 @@ class Runner:
                 reason = "stopped" if why else "interrupted"
                 error = StoppedEarly(str(why)) if why else None
                 record = self._record(work, work.begun, Verdict(False), error, reason)
+                self.tally.cut_off += 1
+                self.tally.cut_off_usd += work.begun.rollout.totals.cost_usd or 0.0
                 with contextlib.suppress(StoppedEarly):  # the disk is full, which the result says already
                     self._shelf.put(work.begun.place, record, work.key)
             self._closing.append(asyncio.ensure_future(self._close(work)))

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+from ..data.text import one_line
 from ..teachers import Usage
 from .check import Verdict
 from .rollout import Rollout
@@ -15,6 +16,8 @@ MORE_ADVICE = {
     "rollout_timeout": "longer than --rollout-timeout: raise it, or lower --max-turns",
     "context_length": "longer than --max-context: raise it, or lower --max-tool-response",
     "no_room_for_answer": ADVICE["no_room_for_answer"],
+    "tool_calls_as_text": "the server does not read the teacher's tool calls: start it with a tool parser",
+    "web_page": "a gateway before the provider answers with web pages: run the same command again",
     "bad_row": ADVICE["bad_row"],
 }
 """Reason of a failed rollout -> what it means, and the next step."""
@@ -30,6 +33,8 @@ class RolloutTally:
         self.tools_failed: Counter[str] = Counter()
         self.last_message: dict[str, str] = {}
         self.answers = self.successes = self.unchecked = self.prompt_tokens = self.completion_tokens = 0
+        self.cut_off, self.cut_off_usd = 0, 0.0
+        self.reward_errors: Counter[str] = Counter()
         self.cost_known = True
         self._turns: Counter[int] = Counter()  # turns -> rollouts
 
@@ -45,6 +50,8 @@ class RolloutTally:
         self.outcomes[rollout.ended] += 1
         self.successes += verdict.success
         self.unchecked += verdict.reward is None
+        for error in verdict.errors:
+            self.reward_errors[one_line(error, 300)] += 1
         self._count(rollout)
 
     def failed(self, rollout: Rollout | None, reason: str, message: str) -> None:
@@ -83,8 +90,19 @@ class RolloutTally:
         for reason, count in self.failures.most_common():
             lines.append(f"{count:,} x {reason}: {MORE_ADVICE.get(reason) or ADVICE.get(reason) or 'see the message'}")
             lines.append(f"    last message: {self.last_message[reason][:300]}")
-        if self.outcomes["length"]:
-            lines.append(f"{self.outcomes['length']:,} x length: --max-tokens cut the teacher off: raise it")
-        if self.outcomes["max_turns"]:
-            lines.append(f"{self.outcomes['max_turns']:,} x max_turns: no answer within --max-turns: raise it")
+        if self.reward_errors:
+            last, count = self.reward_errors.most_common(1)[0]
+            lines.append(
+                f"{self.reward_errors.total():,} x errors of --rewards ({count:,} x {last}): mend the file and run the "
+                "same command: these rollouts are judged again, and nothing is asked"
+            )
+        if count := self.outcomes["length"]:
+            lines.append(
+                f"{count:,} x length: --max-tokens cut the teacher off. With a higher one every prompt is new work: "
+                "select these with -e"
+            )
+        if count := self.outcomes["max_turns"]:
+            lines.append(f"{count:,} x max_turns: no answer within --max-turns: a higher one runs these again")
+        if self.cut_off:
+            lines.append(f"{self.cut_off:,} begun rollouts were cut off ({self.cut_off_usd:.4f} USD) and start anew")
         return lines

@@ -17,6 +17,7 @@ import orjson
 from ..commands.run_rollouts import RolledOut, RolloutPlan, RunRollouts
 from ..data.keys import KeyCounts, work_key
 from ..data.prompts import BadRow, PromptOptions, open_prompts
+from ..data.rollouts import read_rollout
 from ..data.run import Run
 from ..data.statistics import wilson
 from ..errors import TeacherUnavailable, UsageError
@@ -83,7 +84,7 @@ class Rollouts:
     ) -> None:
         self.options, self.context, self.teacher, self.kit = options, run, teacher, kit
         self._rows, self._selection = rows, selection
-        self.shelf = Shelf(options.output)
+        self.shelf = Shelf(options.output, options.max_turns)
         self.check = Check(options.check, Rewards(options.rewards, options.reward_timeout) if options.rewards else None)
         self._toolbox: Toolbox | None = None  # of prompts without a container
         self._schema_bytes = 0
@@ -176,7 +177,7 @@ class Rollouts:
             elif isinstance(entry, Entry):
                 outside = True
         if images:
-            await self.kit.check_containers(images)
+            await self.kit.check_containers(() if self.options.dry_run else images)
         if outside:
             self._toolbox = await self.kit.main()
             tools = self._toolbox.tools
@@ -220,9 +221,29 @@ class Rollouts:
                 note = f"{self.shelf.folder}: {self.shelf.foreign:,} files are no rollouts, left alone"
                 self.context.progress.note(note)
             scan = await self.scan()
+            await self._judge_again()
             if scan.missing:
                 await self.teacher.prepare(self.context.progress.note)
             return await self._run(scan, price)
+
+    async def _judge_again(self) -> None:
+        """Judge finished rollouts at which a reward function failed, from their files: the function was mended."""
+        if not self.check.rewards or not self.shelf.unjudged:
+            return
+        judged = successes = 0
+        for entry, occurrence in self.entries():
+            for work in self.works(entry, occurrence) if isinstance(entry, Entry) else ():
+                path = self.shelf.unjudged.get(work.key)
+                if path is None or not isinstance(entry, Entry):
+                    continue
+                found = read_rollout(path)
+                ended = str(found.record.get("provenance", {}).get("ended"))
+                verdict = await self.check.judge(ended, found.conversation, entry.prompt.metadata, entry.row)
+                verdicts = {"success": verdict.success, "total_reward": verdict.reward, "rewards": verdict.rewards}
+                record = {**found.record, **verdicts, "errors": verdict.errors, "conversation": found.conversation}
+                self.shelf.write(path, record)
+                judged, successes = judged + 1, successes + verdict.success
+        self.context.progress.note(f"judged again: {judged:,} finished rollouts, {successes:,} of them successes")
 
     async def _run(self, scan: "Scan", price: Price | None) -> RolledOut:
         options, progress = self.options, self.context.progress
@@ -240,6 +261,8 @@ class Rollouts:
             progress=progress,
             stop=self.context.stop,
             unfinished=lambda exchange: not exchange.finished,
+            ahead_usd=runner.ahead_usd,
+            answered_usd=runner.answered_usd,
         )
         progress.begin("rollouts", total=scan.there + scan.missing, already=scan.there, unit="rollouts")
         started_s = time.monotonic()

@@ -22,14 +22,19 @@ KEY = re.compile(r"[0-9a-f]{32}")
 
 
 class Shelf:
-    """Rollouts of earlier runs, and where new ones go. `with shelf.open()` holds the folder alone."""
+    """Rollouts of earlier runs, and where new ones go. `with shelf.open()` holds the folder alone.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    max_turns: of this run; what ended at a lower limit is run again.
+    """
+
+    def __init__(self, folder: Path, max_turns: int = 0) -> None:
+        self.folder, self._max_turns = folder, max_turns
         self.foreign = 0
         """Files in the folder that are no rollouts."""
         self._finished = KeyCounts()
         self._again: dict[str, Path] = {}  # key -> file that ended in an error: the next run takes its place
+        self.unjudged: dict[str, Path] = {}
+        """key -> finished rollout at which a reward function failed."""
         self._cost_usd, self._with_cost = 0.0, 0
 
     @contextmanager
@@ -71,11 +76,17 @@ class Shelf:
                 continue
             if rollout.key is None or not KEY.fullmatch(rollout.key):
                 continue  # somebody else's
-            if rollout.completed is not True:
+            provenance = rollout.record.get("provenance")
+            provenance = provenance if isinstance(provenance, dict) else {}
+            limit = provenance.get("max_turns")
+            short = provenance.get("ended") == "max_turns" and isinstance(limit, int) and limit < self._max_turns
+            if rollout.completed is not True or short:
                 self._again[rollout.key] = path
                 continue
             self._finished.add(rollout.key)
-            cost = rollout.record.get("provenance", {}).get("cost_usd")
+            if any(value in ("error", "timeout") for value in rollout.rewards.values()):
+                self.unjudged[rollout.key] = path
+            cost = provenance.get("cost_usd")
             if isinstance(cost, int | float):
                 self._cost_usd, self._with_cost = self._cost_usd + cost, self._with_cost + 1
 
@@ -94,12 +105,16 @@ class Shelf:
             return self._again[key]
         return self.folder / f"{started:%Y%m%d_%H%M%S}_{uuid.uuid4().hex[:8]}.json"
 
-    def put(self, path: Path, record: dict[str, Any], key: str) -> None:
-        """Write a rollout. Raises StoppedEarly when the disk is full."""
+    def write(self, path: Path, record: dict[str, Any]) -> None:
+        """Write a file. Raises StoppedEarly when the disk is full."""
         try:
             write_json(path, record)
         except OSError as error:
             raise StoppedEarly(cannot_write(path, error)) from None
+
+    def put(self, path: Path, record: dict[str, Any], key: str) -> None:
+        """Write a rollout. Raises StoppedEarly when the disk is full."""
+        self.write(path, record)
         if record["completed"] is True:
             self._finished.add(key)
             self._again.pop(key, None)

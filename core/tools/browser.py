@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from ..data.text import one_line
 from ..errors import MissingDependency, UsageError
 from .browser_page import BrowserSession
 from .browser_schemas import TOOLS
 from .browser_tab import Limits, quietly
 from .gate import Gate
 from .hosts import HostRules
+from .plain import plain
 from .protocol import ToolsetGone
 
 if TYPE_CHECKING:
@@ -114,7 +116,7 @@ class BrowserTools:
                 chromium = await self._running()
                 context = await self._new_context(chromium)
         except (UsageError, Error) as error:
-            raise ToolsetGone(f"the browser cannot be used: {error}") from None
+            raise ToolsetGone(f"the browser cannot be used: {plain(str(error))}") from None
         try:
             yield BrowserSession(context, self._rules, self._gate, self._limits, chromium.alive)
         finally:
@@ -148,7 +150,7 @@ class BrowserTools:
             playwright = await async_playwright().start()
         except (Error, OSError) as error:
             raise UsageError(
-                f"Playwright does not start: {error}. Run: pip install --force-reinstall playwright"
+                f"Playwright does not start: {plain(str(error))}. Run: pip install --force-reinstall playwright"
             ) from None
         try:
             executable = _find(self._executable, Path(playwright.chromium.executable_path))
@@ -223,4 +225,4 @@ def _why_not(message: str) -> str:
             "A distribution's own chromium or google-chrome brings what it needs; name it with --browser-path."
         )
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return f"Chromium does not start: {' '.join(lines[:3])[:600]} {_GET_CHROMIUM}"
+    return f"Chromium does not start: {one_line(plain(' '.join(lines[:3])), 600)} {_GET_CHROMIUM}"

@@ -4,7 +4,7 @@ import asyncio
 import re
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .browser_schemas import wrong_arguments
 from .browser_tab import Limits, Tab, quietly, soon
@@ -27,6 +27,9 @@ _TRIM = """limit => {
     return excess;
 }"""
 """Takes away what comes after the first elements: each of them costs a snapshot about 0.1 ms."""
+REPLACED_S = 0.3
+"""For a page that replaces another one to be there."""
+Value = TypeVar("Value")
 _STILL_LOADING = "The page is still loading: more may come. browser_wait_for gives it time."
 
 
@@ -171,16 +174,17 @@ class BrowserSession:
         from playwright.async_api import TimeoutError as TooSlow
 
         async with asyncio.timeout(self._limits.snapshot_s):
-            removed = await tab.page.evaluate(_TRIM, self._limits.elements)
+            removed = await _once_more(lambda: tab.page.evaluate(_TRIM, self._limits.elements))
             if removed:
                 self._events.append(f"The page is very large: {removed} elements at its end were taken away.")
+            limit_ms = self._limits.snapshot_s * 1000
             try:
-                return await tab.page.aria_snapshot(mode="ai", timeout=self._limits.snapshot_s * 1000, **options)
+                return await _once_more(lambda: tab.page.aria_snapshot(mode="ai", timeout=limit_ms, **options))
             except TooSlow:
                 raise TimeoutError from None
 
     async def _page_text(self, tab: Tab, snapshot: str) -> str:
-        title = await tab.page.title()
+        title = await _once_more(tab.page.title)
         parts = []
         if len(self._tabs) > 1:
             parts.append("### Open tabs\n" + await self._tab_lines())
@@ -342,7 +346,10 @@ class BrowserSession:
         tab = await self._tab()
         limit_s = self._limits.page_s
         if time is not None:
-            await asyncio.sleep(min(max(time, 0), 30, 2 * limit_s if text is textGone is None else limit_s))
+            most_s = min(30, 2 * limit_s if text is textGone is None else limit_s)
+            await asyncio.sleep(min(max(time, 0), most_s))
+            if time > most_s:
+                self._events.append(f"Waited {most_s:g} s, the most for one call, and not {time:g} s.")
         waits = ((textGone, "hidden", "did not go"), (text, "visible", "did not appear"))
         for words, state, otherwise in waits:
             if words is not None:
@@ -376,6 +383,20 @@ class BrowserSession:
 
     async def _do_close(self) -> str:
         return await self._do_tabs("close")
+
+
+async def _once_more(look: Callable[[], Awaitable[Value]]) -> Value:
+    """What a look at a page gives; a second one when the page was replaced under the first, as it is a moment after a
+    navigation was refused."""
+    from playwright.async_api import Error
+
+    try:
+        return await look()
+    except Error as error:
+        if "context was destroyed" not in error.message:
+            raise
+    await asyncio.sleep(REPLACED_S)
+    return await look()
 
 
 def _error(text: str) -> ToolResult:

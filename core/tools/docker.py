@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..data.text import one_line
 from ..errors import UsageError
 from .docker_client import LAST_LINES, NoAnswer, docker, environment_options, finish, first_object, last_lines
 from .docker_images import Image, image_of, local_source
@@ -366,8 +367,8 @@ def _health(state: dict[str, Any]) -> str:
 
 def _health_words(state: dict[str, Any]) -> str:
     log = ((state.get("State") or {}).get("Health") or {}).get("Log") or []
-    said = " ".join(str(log[-1].get("Output") or "").split()) if log else ""
-    return said[:200] or "its health check fails"
+    said = one_line(str(log[-1].get("Output") or ""), 200) if log else ""
+    return said or "its health check fails"
 
 
 def _ended(state: dict[str, Any]) -> str:

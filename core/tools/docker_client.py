@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import UsageError
 from .leash import Leash
+from .plain import plain
 
 LAST_LINES = 15
 # What the `docker` program itself reads: with `--env NAME` it would take the row's value for its own.
@@ -78,7 +79,8 @@ async def docker(
 
 
 def last_lines(output: bytes) -> str:
-    lines = [line.rstrip() for line in output.decode(errors="replace").splitlines()]
+    """Fit for a terminal: without colours, other control characters as visible escapes."""
+    lines = [plain(line).rstrip() for line in output.decode(errors="replace").splitlines()]
     return "\n".join("  " + line[:500] for line in lines[-LAST_LINES:] if line)
 
 

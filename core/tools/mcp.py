@@ -11,12 +11,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote_plus, urlsplit, urlunsplit
 
 from pydantic import TypeAdapter, ValidationError
 
 from ..data.environment import redacted
+from ..data.text import one_line
 from ..errors import MissingDependency, UsageError
+from .leash import Leash
+from .plain import plain
 from .protocol import Tool, ToolResult, ToolsetGone
 
 try:
@@ -154,7 +157,7 @@ class _Server:
         except Exception as error:
             self._connections.discard(connection)
             why = self._why(error, connection.seen, self._session_s)
-            raise ToolsetGone(f"{self.name}: {self.told(why)}") from error
+            raise ToolsetGone(f"{self.name}: {self._shown_text(why)}") from error
         return connection
 
     def _started(self, route: Route) -> Connection:
@@ -192,13 +195,17 @@ class _Server:
         return tools
 
     def _unusable(self, why: str) -> UsageError:
-        return UsageError(f"MCP server {self.name}: {self.told(why)}")
+        return UsageError(f"MCP server {self.name}: {self._shown_text(why)}")
 
     def gone(self, connection: Connection, error: BaseException) -> ToolsetGone:
         """What a call of a dead session raises."""
         connection.broken = True
         why = self._why(connection.error or error, connection.seen, ALIVE_S)
-        return ToolsetGone(f"{self.name}: {self.told(why)}")
+        return ToolsetGone(f"{self.name}: {self._shown_text(why)}")
+
+    def _shown_text(self, text: str) -> str:
+        """For people: without our secrets, and with nothing in it that a terminal would obey."""
+        return plain(self.told(text))
 
     def told(self, text: str) -> str:
         """The text without our secrets."""
@@ -268,14 +275,16 @@ class McpUrl(_Server):
         self.url = full_url(url)
         parts = urlsplit(self.url)
         where = f"{parts.hostname}-{parts.port}" if parts.port else str(parts.hostname)
-        query = [piece.partition("=")[2] for piece in parts.query.split("&")]
+        hidden = [parts.username or "", parts.password or ""]
+        hidden += [piece.partition("=")[2] or piece for piece in parts.query.split("&")]
+        hidden += [unquote_plus(part) for part in hidden]  # servers quote what they have understood
         self._headers = dict(headers or {})
         super().__init__(
             name or toolset_name(where),
             shared=shared,
             connect_s=connect_s,
             session_s=session_s,
-            secrets=[*secrets, *self._headers.values(), *query, parts.password or ""],
+            secrets=[*secrets, *self._headers.values(), *hidden],
         )
         self._shown = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
         if kind != "sse" and not (kind is None and parts.path.rstrip("/").endswith("/sse")):
@@ -301,7 +310,7 @@ class McpUrl(_Server):
 
     def _why(self, error: BaseException, seen: Refusal, limit_s: float) -> str:
         at = self._shown
-        words = " ".join(seen.text.split())[:200]
+        words = one_line(seen.text, 200)
         if isinstance(error, TimeoutError | httpx2.TimeoutException):
             return f"{at} {self._slow(limit_s)}"
         if isinstance(error, httpx2.InvalidURL | httpx2.UnsupportedProtocol):
@@ -345,8 +354,13 @@ class McpCommand(_Server):
         connect_s: float = 15.0,
         session_s: float = 60.0,
         secrets: Sequence[str] = (),
+        leash: Leash | None = None,
     ) -> None:
-        """secrets: parts of the command that no message may show. Raises UsageError for one that cannot be split."""
+        """secrets: parts of the command that no message may show. leash: ends the processes when ours is killed.
+
+        Raises UsageError for a command that cannot be split.
+        """
+        self._leash = leash
         try:
             argv = shlex.split(command) if isinstance(command, str) else list(command)
         except ValueError as error:
@@ -382,8 +396,8 @@ class McpCommand(_Server):
         await super().open()
 
     def _connect(self, route: Route) -> Connection:
-        stderr = Stderr()
-        return Connection(stdio_transport(self._parameters, stderr), route.mode, stderr)
+        transport, stderr = stdio_transport(self._parameters, self._leash)
+        return Connection(transport, route.mode, stderr)
 
     def _worth_another_route(self, error: BaseException, seen: Stderr) -> bool:
         return isinstance(error, MCPError) and error.code != types.CONNECTION_CLOSED

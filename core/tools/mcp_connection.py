@@ -7,10 +7,11 @@ cancelled anywhere. So a task of ours holds the contexts, and rollouts only send
 import asyncio
 import logging
 import os
+import re
 import ssl
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -23,6 +24,9 @@ from mcp.client.session import ClientSession
 from mcp.client.sse import sse_client
 from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp.client.streamable_http import streamable_http_client
+
+from .leash import Leash
+from .plain import plain
 
 # Without a handler of its own, Python prints the SDK's warnings (every line of a server that is no JSON) to stderr.
 logging.getLogger("mcp").addHandler(logging.NullHandler())
@@ -190,39 +194,84 @@ def http_transport(kind: Literal["http", "sse"], url: str, headers: dict[str, st
 # --- stdio ----------------------------------------------------------------------------------------------------------
 
 
+SAYS_ITS_PID = ("/bin/sh", "-c", 'echo "distill-pid $$" >&2; exec "$@"', "sh")
+"""Before a command: its process says its number on stderr before anything else. The SDK tells nobody."""
+_PID_LINE = re.compile(rb"(?m)^distill-pid (\d+)\n")
+
+
 class Stderr(asyncio.Protocol):
-    """What a child wrote to its stderr last; none of it goes to the terminal."""
+    """What a child wrote to its stderr last; none of it goes to the terminal.
+
+    says_pid: it was started with SAYS_ITS_PID.
+    """
 
     KEPT_BYTES = 16_000
 
-    def __init__(self) -> None:
+    def __init__(self, says_pid: bool = False) -> None:
         self._kept = bytearray()
+        self._says_pid = says_pid
+        self._pid: int | None = None
+        self._changed = asyncio.Event()
         self.ended = asyncio.Event()
 
     def data_received(self, data: bytes) -> None:
         self._kept += data
+        # Not always the first line: a shell may complain about the locale before.
+        if self._says_pid and (said := _PID_LINE.search(self._kept)):
+            self._says_pid = False
+            self._pid = int(said[1])
+            del self._kept[said.start() : said.end()]
+            self._changed.set()
         del self._kept[: -self.KEPT_BYTES]
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.ended.set()
+        self._changed.set()
+
+    async def pid(self) -> int | None:
+        """The child's, as soon as it has said it; None when it ended without."""
+        await self._changed.wait()
+        return self._pid
 
     def last_lines(self, count: int = 20) -> str:
-        lines = [line.rstrip() for line in self._kept.decode("utf-8", "replace").splitlines()]
+        """Fit for a terminal: without colours, other control characters as visible escapes."""
+        lines = [plain(line).rstrip() for line in self._kept.decode("utf-8", "replace").splitlines()]
         return "\n".join([line for line in lines if line][-count:])
 
 
-def stdio_transport(parameters: StdioServerParameters, stderr: Stderr) -> Transport:
-    """A transport to a child of our own, which lives as long as the session."""
+@contextmanager
+def held(leash: Leash, pid: int | None) -> Iterator[None]:
+    """Keep a process on the leash for as long as the block lasts."""
+    if pid is None:
+        yield
+        return
+    leash.hold_process(pid)
+    try:
+        yield
+    finally:
+        leash.release(pid)
+
+
+def stdio_transport(parameters: StdioServerParameters, leash: Leash | None = None) -> tuple[Transport, Stderr]:
+    """A transport to a child of our own, which lives as long as the session, and what it says on stderr.
+
+    leash: ends the child when we die without ending it; a server may well take no notice of the end of its stdin.
+    """
+    on_leash = leash is not None and sys.platform != "win32"
+    stderr = Stderr(says_pid=on_leash)
+    if on_leash:
+        words = [*SAYS_ITS_PID[1:], parameters.command, *parameters.args]
+        parameters = parameters.model_copy(update={"command": SAYS_ITS_PID[0], "args": words})
 
     @asynccontextmanager
     async def streams() -> AsyncIterator[Any]:
         if sys.platform == "win32":  # its event loop cannot read from an ordinary pipe
-            with open(os.devnull, "w") as nowhere:
+            with open(os.devnull, "w", encoding="utf-8") as nowhere:
                 async with stdio_client(parameters, errlog=nowhere) as pair:
                     yield pair
             return
         read_end, write_end = os.pipe()
-        with os.fdopen(write_end, "w") as writer:
+        with os.fdopen(write_end, "w", encoding="utf-8") as writer:
             reader = os.fdopen(read_end, "rb", 0)
             try:
                 pipe, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: stderr, reader)
@@ -230,8 +279,11 @@ def stdio_transport(parameters: StdioServerParameters, stderr: Stderr) -> Transp
                 reader.close()
                 raise
             try:
-                async with stdio_client(parameters, errlog=writer) as pair:
+                # The leash outside: it lets go of the child when the SDK has ended it.
+                async with AsyncExitStack() as outer, stdio_client(parameters, errlog=writer) as pair:
                     writer.close()  # the child's own copy is left, so that its end is seen
+                    if leash is not None:
+                        outer.enter_context(held(leash, await stderr.pid()))
                     yield pair
             finally:
                 writer.close()
@@ -240,4 +292,4 @@ def stdio_transport(parameters: StdioServerParameters, stderr: Stderr) -> Transp
                     await stderr.ended.wait()
                 pipe.close()
 
-    return streams
+    return streams, stderr

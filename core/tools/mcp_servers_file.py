@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from ..data.environment import dotenv
 from ..errors import InputError
+from .leash import Leash
 from .mcp import McpCommand, McpUrl
 from .mcp_text import toolset_name
 
@@ -24,10 +25,11 @@ _VARIABLE = re.compile(r"\$\{(?:env:)?(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<d
 
 
 def from_servers_file(
-    path: Path, *, shared: bool = False, connect_s: float = 15.0, session_s: float = 60.0
+    path: Path, *, shared: bool = False, connect_s: float = 15.0, session_s: float = 60.0, leash: Leash | None = None
 ) -> list[McpUrl | McpCommand]:
     """The servers of the file that are not disabled. Raises InputError, which names the file and the server.
 
+    leash: ends the processes of servers that are commands when ours is killed.
     `${VAR}`, `${env:VAR}` and `${VAR:-default}` are taken from the environment, else from `.env`.
     """
     servers: list[McpUrl | McpCommand] = []
@@ -42,7 +44,7 @@ def from_servers_file(
             name += "_2"
         names.add(name)
         try:
-            servers.append(_server(name, entry, shared=shared, connect_s=connect_s, session_s=session_s))
+            servers.append(_server(name, entry, leash, shared=shared, connect_s=connect_s, session_s=session_s))
         except ValueError as error:  # also UsageError
             raise InputError(path, None, f"server {key!r}: {error}") from None
     if not servers:
@@ -70,7 +72,7 @@ def _entries(path: Path) -> dict[str, Any]:
     raise InputError(path, None, 'no "mcpServers" object (VS Code: "servers"). Is it the right file?')
 
 
-def _server(name: str, entry: dict[str, Any], **options: Any) -> McpUrl | McpCommand:
+def _server(name: str, entry: dict[str, Any], leash: Leash | None, **options: Any) -> McpUrl | McpCommand:
     """One entry as a toolset. Raises ValueError with the fact and the next step."""
     url = entry.get("url") or entry.get("serverUrl") or entry.get("httpUrl")
     command = entry.get("command")
@@ -89,7 +91,7 @@ def _server(name: str, entry: dict[str, Any], **options: Any) -> McpUrl | McpCom
         argv = [_expanded(command), *(_expanded(str(arg)) for arg in args)]
         cwd = entry.get("cwd")
         folder = Path(_expanded(str(cwd))).expanduser() if cwd else None
-        return McpCommand(argv, name, env=_strings(entry, "env"), cwd=folder, **options)
+        return McpCommand(argv, name, env=_strings(entry, "env"), cwd=folder, leash=leash, **options)
     if not isinstance(url, str):
         raise ValueError('no "command" and no "url". Give one of them.')
     # "http" is also what some write for servers that speak SSE only: then both are tried.

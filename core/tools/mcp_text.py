@@ -9,6 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 import mcp_types as types
 
 from ..errors import UsageError
+from .plain import plain
 
 
 def text_of(result: types.CallToolResult) -> str:
@@ -57,7 +58,8 @@ def program_name(argv: Sequence[str]) -> str:
 
 
 def full_url(url: str) -> str:
-    """`localhost:8931` -> http://localhost:8931/mcp; a URL with a path stays as it is. Raises UsageError."""
+    """`localhost:8931` -> http://localhost:8931/mcp; a URL with a path stays as it is. Raises UsageError, which shows
+    no password and no query."""
     text = url.strip()
     if "://" not in text:
         text = f"http://{text}"
@@ -65,10 +67,17 @@ def full_url(url: str) -> str:
         parts = urlsplit(text)
         _ = parts.port
     except ValueError as error:
-        raise UsageError(f"{url!r} is no URL: {error}.") from None
+        raise UsageError(f"{without_secrets(url)!r} is no URL: {without_secrets(str(error))}.") from None
     if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise UsageError(f"{url!r} is no URL of an MCP server. Write it like localhost:8931 or https://host/mcp.")
+        raise UsageError(
+            f"{without_secrets(url)!r} is no URL of an MCP server. Write it like localhost:8931 or https://host/mcp."
+        )
     return urlunsplit(parts._replace(path="/mcp")) if parts.path in {"", "/"} else text
+
+
+def without_secrets(url: str) -> str:
+    """An address, or what was meant as one, without what stands before an @ and behind a ?."""
+    return re.sub(r"[?#].*", "?***", re.sub(r"(^|//)[^/]*@", r"\1***@", url), flags=re.DOTALL)
 
 
 def words_of(error: BaseException) -> str:
@@ -76,5 +85,5 @@ def words_of(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Without the lines that a validation error goes on with."""
-    return str(error).partition("\n")[0][:300].rstrip(".: ")
+    """Without the lines that a validation error goes on with, and fit for a terminal."""
+    return plain(str(error).partition("\n")[0][:300]).rstrip(".: ")

@@ -91,6 +91,12 @@ class PythonTools:
             if isinstance(error, TimeoutError) and limit.expired():
                 return ToolResult(f"{name} did not end within {tool.timeout_s:g} s.", is_error=True)
             return ToolResult(f"{type(error).__name__}: {error}", is_error=True)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Nobody cancelled us: it is the function's own, such as the end of a task that it had cancelled.
+            return ToolResult(f"{name} was cancelled from within.", is_error=True)
         return ToolResult(_as_text(value))
 
     def _described(self, function: Callable[..., Any]) -> tuple[Tool, _Callable]:

@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ..errors import UsageError
+from .plain import COLOURS
 from .protocol import Tool, ToolResult, ToolSession, Toolset
 
 DEFAULT_DENIED = (
@@ -27,7 +28,6 @@ DEFAULT_DENIED = (
 
 MAX_TOOLS = 128
 """What OpenAI takes in one request."""
-COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 MAX_CHARACTERS = 2_000_000
 """Of one result: a guard against a server without measure. The rollout shortens results by tokens."""
 MAX_NAME = 64
@@ -79,10 +79,6 @@ class Toolbox:
             raise UsageError(f"no tool is called {', '.join(unknown)}. Offered: {', '.join(known) or 'none'}.")
         return [tool for tool in self.tools if not known[tool.name].isdisjoint(names)]
 
-    def drop(self, name: str) -> None:
-        """Take a tool out of the run: a provider refuses it. Sessions that run may still call it."""
-        self.tools = [tool for tool in self.tools if tool.name != name]
-
     @asynccontextmanager
     async def session(self, tools: Sequence[Tool] | None = None) -> AsyncIterator["ToolboxSession"]:
         """The tools of one rollout: these, or all that are offered. No other can be called.
@@ -90,12 +86,12 @@ class Toolbox:
         Each set's session starts with the first call to it: a rollout that uses no tool starts nothing.
         """
         places = {tool.name: self._places[tool.name] for tool in (self.tools if tools is None else tools)}
-        stack = AsyncExitStack()
+        session = ToolboxSession(self._toolsets, places)
         try:
-            yield ToolboxSession(self._toolsets, places, stack)
+            yield session
         finally:
             try:
-                await stack.aclose()
+                await session.aclose()
             except Exception:
                 pass  # the rollout has what it came for; the set's own aclose() ends what is left
 
@@ -183,15 +179,25 @@ class Toolbox:
 class ToolboxSession:
     """The tools of one rollout, by the names that the teacher knows."""
 
-    def __init__(self, toolsets: Sequence[Toolset], places: dict[str, _Place], stack: AsyncExitStack) -> None:
-        self._toolsets, self._places, self._stack = toolsets, places, stack
-        self._sessions: dict[int, ToolSession] = {}
-        self._starting: dict[int, asyncio.Lock] = {}
+    def __init__(self, toolsets: Sequence[Toolset], places: dict[str, _Place]) -> None:
+        self._toolsets, self._places = toolsets, places
+        self._open = AsyncExitStack()
+        self._sessions: dict[int, asyncio.Task[ToolSession]] = {}
+
+    async def ready(self, name: str) -> None:
+        """Start the session that a tool needs, within that set's own limits and not those of a call.
+
+        Returns at once for a tool that is not known. Raises ToolsetGone.
+        """
+        place = self._places.get(name)
+        if place is not None:
+            await self._session(place.toolset)
 
     async def call(self, name: str, arguments: dict[str, Any]) -> ToolResult:
         """Call a tool, and start its set's session if this is the first call to it. Raises ToolsetGone.
 
-        A name that is not known is a result that says which are. Cancelling a call leaves the session usable.
+        A name that is not known is a result that says which are. Cancelling a call leaves the session usable, and one
+        that is still starting goes on with it.
         """
         place = self._places.get(name)
         if place is None:
@@ -207,12 +213,30 @@ class ToolboxSession:
         return place is None or getattr(self._toolsets[place.toolset], "concurrent", False)
 
     async def _session(self, number: int) -> ToolSession:
-        # Parallel calls of one turn must not start two browsers.
-        async with self._starting.setdefault(number, asyncio.Lock()):
-            if number not in self._sessions:
-                context = self._toolsets[number].session()
-                self._sessions[number] = await self._stack.enter_async_context(context)
-            return self._sessions[number]
+        # A task of its own: parallel calls of one turn must not start two browsers, nor may a call whose time is over
+        # end a start that takes longer, else the next one begins anew, for ever.
+        if number not in self._sessions:
+            self._sessions[number] = asyncio.create_task(self._started(number))
+            self._sessions[number].add_done_callback(_taken)
+        return await asyncio.shield(self._sessions[number])
+
+    async def _started(self, number: int) -> ToolSession:
+        return await self._open.enter_async_context(self._toolsets[number].session())
+
+    async def aclose(self) -> None:
+        """End the sessions, also those that are still starting."""
+        for task in self._sessions.values():
+            task.cancel()
+        try:
+            await asyncio.gather(*self._sessions.values(), return_exceptions=True)
+        finally:
+            await self._open.aclose()
+
+
+def _taken(task: "asyncio.Task[ToolSession]") -> None:
+    """A failure is told to the next call; when there is none, nobody misses it."""
+    if not task.cancelled():
+        task.exception()
 
 
 def bounded(text: str) -> str:

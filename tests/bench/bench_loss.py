@@ -41,7 +41,7 @@ def main() -> None:
         work = (
             steps(options.vocab[0], options.steps, options.only)
             if options.worker == "steps"
-            else memory(*options.vocab, options.tokens)
+            else memory(options.vocab[0], options.tokens)
         )
         print(json.dumps(work))
         return
@@ -122,7 +122,7 @@ def steps(vocab: int, count: int, losses: list[str]) -> dict[str, Any]:
 
     from core.distillation.alignment import Groups, align
     from core.distillation.fused import fused_cross_entropy, fused_jsd
-    from core.distillation.fused_hybrid import fused_hybrid
+    from core.distillation.fused_hybrid import TOP_K, fused_hybrid
     from core.distillation.output_head import OutputHead
     from core.distillation.token_bytes import TokenBytes
     from core.distillation.vocabulary import build
@@ -170,9 +170,18 @@ def steps(vocab: int, count: int, losses: list[str]) -> dict[str, Any]:
                 int(first[-1]),
             )
             teacher_ids = torch.tensor([token for _, _, _, completion in batch for token in completion])
-            top_k = {} if name == "hybrid_top_k" else {"unmatched_top_k": None}
+            top_k = TOP_K if name == "hybrid_top_k" else None
             terms = fused_hybrid(
-                states, head, ids, torch.cat(teachers), teacher_head, teacher_ids, groups, vocabulary, BETA, **top_k
+                states,
+                head,
+                ids,
+                torch.cat(teachers),
+                teacher_head,
+                teacher_ids,
+                groups,
+                vocabulary,
+                BETA,
+                unmatched_top_k=top_k,
             )
         terms.mean().backward()
         end = time.process_time()
@@ -199,7 +208,7 @@ def memory(vocab: int, tokens: int) -> dict[str, float]:
 
     from core.distillation.alignment import Groups
     from core.distillation.fused import fused_jsd
-    from core.distillation.fused_hybrid import fused_hybrid
+    from core.distillation.fused_hybrid import TOP_K, fused_hybrid
     from core.distillation.output_head import OutputHead
     from core.distillation.vocabulary import VocabularyMap
 
@@ -223,8 +232,10 @@ def memory(vocab: int, tokens: int) -> dict[str, float]:
         if name == "jsd":
             terms = fused_jsd(states, head, teachers, teacher_head, BETA)
         else:
-            top_k = {} if name == "hybrid_top_k" else {"unmatched_top_k": None}
-            terms = fused_hybrid(states, head, ids, teachers, teacher_head, ids, groups, vocabulary, BETA, **top_k)
+            top_k = TOP_K if name == "hybrid_top_k" else None
+            terms = fused_hybrid(
+                states, head, ids, teachers, teacher_head, ids, groups, vocabulary, BETA, unmatched_top_k=top_k
+            )
         terms.mean().backward()
         result[name] = round((watch.stop() - before) / 2**20, 1)
         head.weight.grad = states.grad = None

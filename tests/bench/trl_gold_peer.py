@@ -217,9 +217,10 @@ def main() -> None:
 
         return call
 
-    trainer.teacher_model.forward = timed("teacher_forward", trainer.teacher_model.forward)
-    trainer.model.forward = timed("student_forward", trainer.model.forward)
-    ULDLoss.__call__ = timed("loss", ULDLoss.__call__)  # ty: ignore
+    models: list[tuple[str, Any]] = [("teacher_forward", trainer.teacher_model), ("student_forward", trainer.model)]
+    for name, network in models:
+        network.forward = timed(name, network.forward)
+    ULDLoss.__call__ = timed("loss", ULDLoss.__call__)
     if same:
         GOLDTrainer.generalized_jsd_loss = staticmethod(timed("loss", GOLDTrainer.generalized_jsd_loss))
     trainer.accelerator.backward = timed("backward", trainer.accelerator.backward)

@@ -93,7 +93,7 @@ def test_the_hybrid_is_the_reference(
     pairs = [choose.choice(width, matched, replace=False) for width in widths]
     pairs[0].sort()
     rest = [np.setdiff1d(np.arange(width), ids) for width, ids in zip(widths, pairs, strict=True)]
-    vocabulary = VocabularyMap(*pairs, *rest, *widths)
+    vocabulary = VocabularyMap(pairs[0], pairs[1], rest[0], rest[1], widths[0], widths[1])
     sides = [model(draw, len(end), width, spread) for end, width in zip(ends, widths, strict=True)]
     (hidden, head), (teacher_hidden, teacher_head) = sides
     ids = [torch.randint(width, (len(end),), generator=draw) for end, width in zip(ends, widths, strict=True)]

@@ -116,6 +116,28 @@ def test_a_flag_wins_over_config_yml(folder: Path) -> None:
     assert (command.max_turns, command.tool_timeout, origins["max_turns"]) == (3, 33, "--max-turns")
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://me:pass-word@127.0.0.1:8931/mcp",
+        "https://example.org/mcp?token=pass-word",
+        "me:pass-word@localhost:8931",
+        "https://example.org/mcp#pass-word",
+    ],
+)
+def test_an_address_with_a_secret_in_it_is_refused_without_showing_it(folder: Path, url: str) -> None:
+    told = refusal(mcp_url=["localhost:8931", url])
+    assert told.startswith("--mcp-url: a URL with a user, a password or a query in it")
+    assert "--mcp-servers" in told
+    assert "headers" in told
+    assert "${VAR}" in told
+    assert "pass-word" not in told
+    (folder / "config.yml").write_text(f"rollout:\n  mcp_url: {json.dumps(url)}\n")
+    told = refusal()
+    assert told.startswith("config.yml:2: mcp_url: a URL with")
+    assert "pass-word" not in told
+
+
 def test_several_mcp_servers_are_a_list(folder: Path) -> None:
     (folder / "config.yml").write_text("rollout:\n  mcp_url:\n    - localhost:1\n    - localhost:2\n")
     assert resolved().mcp_url == ["localhost:1", "localhost:2"]

@@ -113,6 +113,13 @@ def test_the_reward_is_0_when_one_could_not_be_computed(tmp_path: Path) -> None:
     assert rollout.reward == 0.0
 
 
+@pytest.mark.parametrize(("told", "found"), [(3, 3), (0, 0), (None, None), ("many", None), (True, None)])
+def test_shortened_results_are_counted_where_the_file_says(tmp_path: Path, told: Any, found: int | None) -> None:
+    provenance = {"shortened_tool_results": told}
+    assert read_rollout(write(tmp_path / "a.json", record(provenance=provenance))).shortened == found
+    assert read_rollout(write(tmp_path / "b.json", record())).shortened is None
+
+
 def test_turns_are_counted_where_the_file_does_not_say(tmp_path: Path) -> None:
     rollout = read_rollout(write(tmp_path / "x.json", record(turns=None, id=None)))
     assert (rollout.turns, rollout.id) == (2, "x")

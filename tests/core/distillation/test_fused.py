@@ -55,6 +55,10 @@ class Pair:
     def jsd(self, beta: float, temperature: float = 1.0, chunk: int | None = None) -> LossTerms:
         return fused_jsd(self.hidden, self.head, self.teacher_hidden, self.teacher_head, beta, temperature, chunk=chunk)
 
+    def top_k(self, k: int) -> dict[str, Tensor]:
+        ids, logprobs = self.top(k)
+        return {"teacher_top_ids": ids, "teacher_top_logprobs": logprobs}
+
     def top(self, k: int) -> tuple[Tensor, Tensor]:
         """The teacher's k best, with padding in row 3 and a hidden share of the mass."""
         best = torch.log_softmax(self.teacher_logits, -1).topk(k)
@@ -161,7 +165,10 @@ def test_log_probabilities_are_the_reference(head: dict[str, Any]):
     [
         lambda pair: fused_cross_entropy(pair.hidden, pair.head, pair.ids, 2),
         *(lambda pair, beta=beta: pair.jsd(beta, 1.3, 2) for beta in BETAS),
-        *(lambda pair, beta=beta: fused_top_k_tail(pair.hidden, pair.head, *pair.top(3), beta) for beta in BETAS),
+        *(
+            lambda pair, beta=beta: fused_top_k_tail(pair.hidden, pair.head, **pair.top_k(3), beta=beta)
+            for beta in BETAS
+        ),
     ],
 )
 def test_gradients_agree_with_finite_differences(loss: Callable[[Pair], LossTerms]):
@@ -311,7 +318,7 @@ def test_no_rows_give_zero_and_a_zero_gradient():
     for terms in (
         fused_cross_entropy(pair.hidden[none], pair.head, pair.ids[none]),
         fused_jsd(pair.hidden[none], pair.head, pair.teacher_hidden[none], pair.teacher_head, 0.5),
-        fused_top_k_tail(pair.hidden[none], pair.head, *(side[none] for side in pair.top(3)), 0.5),
+        fused_top_k_tail(pair.hidden[none], pair.head, pair.top(3)[0][none], pair.top(3)[1][none], 0.5),
     ):
         assert (terms.total.item(), terms.tokens) == (0.0, 0)
         (gradient,) = torch.autograd.grad(terms.mean(), pair.weight)

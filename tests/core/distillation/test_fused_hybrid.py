@@ -13,9 +13,9 @@ from torch import Tensor
 from core.distillation.alignment import Groups, align
 from core.distillation.fused import fused_jsd
 from core.distillation.fused_chunks import Buffer
-from core.distillation.fused_hybrid import fused_hybrid
+from core.distillation.fused_hybrid import TOP_K, fused_hybrid
 from core.distillation.fused_sorted import Rest, _signs_numpy, _signs_torch, exact_l1, top_k_l1
-from core.distillation.gold import gold_hybrid
+from core.distillation.gold import Merged, gold_hybrid
 from core.distillation.losses import sorted_l1
 from core.distillation.output_head import OutputHead
 from core.distillation.terms import LossTerms
@@ -134,12 +134,12 @@ def test_weights_are_the_reference():
     same(pair.fused(weights=(0.4, 1.3)), pair.reference(weights=(0.4, 1.3)), pair.inputs)
 
 
-@pytest.mark.parametrize("top_k", [None, 7])
+@pytest.mark.parametrize("top_k", [None, 2])
 @pytest.mark.parametrize(
     ("beta", "merged"), [(0.0, "last_token"), (0.4, "last_token"), (1.0, "last_token"), (0.4, "span")]
 )
 def test_gradients_agree_with_finite_differences(beta: float, merged: str, top_k: int | None):
-    pair = Pair((1, 3, 4), (2, 3, 4), width=30, teacher_width=26, matched=12, biased=True, softcap=4.0)
+    pair = Pair((1, 3, 4), (2, 3, 4), width=12, teacher_width=11, matched=5, biased=True, softcap=4.0)
     found = torch.autograd.grad(pair.fused(beta, top_k, merged=merged).total, pair.inputs)
     for tensor, gradient in zip(pair.inputs, found, strict=True):
         expected = differences(lambda: pair.fused(beta, top_k, merged=merged).total, tensor)
@@ -280,7 +280,7 @@ def test_one_group_of_everything_is_its_last_row():
 
 
 @pytest.mark.parametrize("merged", HOWS)
-def test_completions_behind_one_another_add_up(merged: str):
+def test_completions_behind_one_another_add_up(merged: Merged):
     pair = Pair()
     whole = pair.fused(merged=merged)
     cut, teacher_cut = 3, 3  # both sides end at byte 6, after two groups
@@ -357,3 +357,63 @@ def test_what_does_not_fit_is_refused():
     pair.vocabulary = vocabulary(300, 261, 120)
     with pytest.raises(ValueError, match=r"300 student and 261 teacher columns, the models have 300 and 260"):
         pair.fused()
+
+
+# --- real models ---
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("merged", HOWS)
+def test_the_largest_unmatched_columns_are_enough_on_real_logits(merged: Merged):
+    """SmolLM2 teaches itself in GPT-2's vocabulary: its embedding of a GPT-2 token is the mean of its own tokens'."""
+    from transformers import AutoModelForCausalLM
+
+    from core.distillation.vocabulary import build
+    from core.errors import UsageError
+    from tests.support.tokenizers import LOGITS, real_bytes, tokenizer_folder
+
+    model: Any = AutoModelForCausalLM.from_pretrained(tokenizer_folder("smollm2"), dtype=torch.float32)
+    own, other = real_bytes("gpt2"), real_bytes("smollm2")
+    text = (
+        "Photosynthesis turns light, water and carbon dioxide into sugar and oxygen. In 1779 Jan Ingenhousz found that "
+        "plants need sunlight for it: submerged leaves gave off bubbles by day, and none at night. The reaction runs "
+        "in chloroplasts, whose chlorophyll absorbs mostly blue and red light, which is why leaves look green."
+    )
+    ids = own.encode(text.encode())
+    teacher_ids = other.encode(text.encode())
+    embeddings = model.get_input_embeddings().weight.detach()
+    torch.manual_seed(0)
+    # A little noise: tokens that nothing tells apart would tie, and which of them ranks first is then arbitrary.
+    weight = 0.02 * embeddings.std(0) * torch.randn(LOGITS["gpt2"], embeddings.shape[1])
+    for place, piece in enumerate(own.pieces):
+        try:
+            weight[place] += embeddings[other.encode(piece)].mean(0)
+        except UsageError:  # a byte that SmolLM2 has no token for
+            weight[place] += embeddings.mean(0)
+    with torch.no_grad():
+        first = embeddings[:1]
+        student = model.model(inputs_embeds=torch.cat([first, weight[ids]]).unsqueeze(0)).last_hidden_state[0, :-1]
+        teacher = model.model(torch.tensor([[0, *teacher_ids]])).last_hidden_state[0, :-1]
+    student, weight = student.clone().requires_grad_(), weight.requires_grad_()
+    losses = []
+    for top_k in (None, TOP_K):
+        losses.append(
+            fused_hybrid(
+                student,
+                OutputHead(weight),
+                torch.tensor(ids),
+                teacher,
+                OutputHead(model.lm_head.weight.detach()),
+                torch.tensor(teacher_ids),
+                align(own.ends(ids), other.ends(teacher_ids)),
+                build(own, other, LOGITS["gpt2"], LOGITS["smollm2"]),
+                0.5,
+                merged=merged,
+                unmatched_top_k=top_k,
+            )
+        )
+    exact, rough = losses
+    assert rough.total.item() == pytest.approx(exact.total.item(), rel=0.01)
+    expected = torch.autograd.grad(exact.total, [student, weight])
+    for mine, true in zip(torch.autograd.grad(rough.total, [student, weight]), expected, strict=True):
+        assert float((mine - true).norm()) <= 0.01 * float(true.norm())

@@ -11,7 +11,7 @@ import pytest
 from core import cli
 from core.errors import UsageError
 from core.generation.chat_templates import compiled, examine, find_template, findings
-from core.generation.conversation import Form
+from core.generation.conversation import Form, one_call_a_turn
 from tests.support.rollouts import SCHEMA, call, calls, record, result, says, user, write
 from tests.support.running import ROOT, Outcome, read_rows
 
@@ -36,9 +36,11 @@ TEMPLATES: dict[str, Callable[[], str]] = {
     "Qwen 3.5": lambda: trl("qwen3_5_think"),
     "Llama 3.1": lambda: trl("llama3_1"),
     "SmolLM3": lambda: ours("smollm3"),
+    "gpt-oss": lambda: trl("gptoss"),
     "Mistral Nemo": lambda: ours("mistral_nemo"),
 }
 DROPS_CALLS = {"SmolLM3"}
+ONE_CALL_A_TURN = {"Llama 3.1", "gpt-oss"}
 
 
 @pytest.fixture
@@ -114,6 +116,73 @@ def test_a_template_that_wants_short_ids_gets_them() -> None:
     assert not examine(TEMPLATES["Llama 3.1"](), Form(arguments="object")).form.short_ids
 
 
+def side_by_side() -> list[Any]:
+    """A conversation whose first turn has two calls, with words and thinking."""
+    first = calls(
+        call("call_7Qx", {"url": "https://example.org/bridges"}),
+        call("call_8Qx", {"url": "https://example.org/ashdown"}),
+        text="Both pages.",
+    )
+    first["reasoning_content"] = "The list, and the page."
+    return [
+        user(),
+        first,
+        result("call_7Qx", "A list of bridges."),
+        result("call_8Qx", "Opened on 4 May 1931."),
+        says("In 1931."),
+    ]
+
+
+@pytest.mark.parametrize("model", list(TEMPLATES))
+def test_turns_with_several_calls_render_whole_and_are_split_only_where_they_must_be(
+    converted: Callable[..., Outcome], model: str
+) -> None:
+    template = TEMPLATES[model]()
+    write(Path("rollouts/a.json"), record(side_by_side(), tools=[SCHEMA]))
+    write(Path("rollouts/b.json"), record(two_calls(), tools=[SCHEMA]))
+    more = ("--calls", "text") if model in DROPS_CALLS else ()
+    outcome = converted("--student", template, *more)
+    row = read_rows(Path("train.jsonl"))[0]
+    text = compiled(Path(template).read_text(encoding="utf-8"), {})(
+        row["messages"], json.loads(row["tools"]) if "tools" in row else None
+    )
+    places = ("example.org/bridges", "example.org/ashdown", "A list of bridges.", "4 May 1931", "In 1931.")
+    assert [place for place in places if place not in text] == []
+    roles = [message["role"] for message in row["messages"]]
+    if model not in ONE_CALL_A_TURN:
+        assert roles.count("assistant") == 2
+        assert outcome.result["repairs"].get("split_calls") is None
+        return
+    assert roles == ["user", "assistant", "tool", "assistant", "tool", "assistant"]
+    assert [m["content"] for m in row["messages"] if m["role"] == "assistant"] == ["Both pages.", "", "In 1931."]
+    assert [m.get("reasoning_content") for m in row["messages"] if m["role"] == "assistant"] == [
+        "The list, and the page.",
+        None,
+        None,
+    ]
+    assert outcome.result["repairs"]["split_calls"] == 1
+    assert "several" in (said := " ".join(outcome.result["student"]))
+    assert "so such turns are split" in said
+    assert "1 x turn with several calls split, as --student needs it" in outcome.stderr
+
+
+def test_a_template_for_one_call_in_all_says_so() -> None:
+    template = (
+        "{% set seen = namespace(n=0) %}{% for m in messages %}{{ m.role }}: {{ m.content }}"
+        "{% if m.tool_calls and not seen.n %}{% set seen.n = 1 %}{{ m.tool_calls[0].function.arguments }}{% endif %}"
+        "{% endfor %}{{ tools }}"
+    )
+    found = findings("it", compiled(template, {}), Form(thinking="strip"), choose_arguments=True)
+    assert found.drops == ("second calls",)
+    assert "no second turn with a call either" in found.says[0]
+    assert not found.form.single_calls
+
+
+def test_messages_with_single_calls_stay_as_they_are() -> None:
+    messages = [user(), calls(call("a")), result("a"), says("x")]
+    assert one_call_a_turn(messages) == (messages, 0)
+
+
 def test_a_template_that_drops_tool_calls_is_named() -> None:
     found = examine(TEMPLATES["SmolLM3"](), Form())
     assert found.drops[:1] == ("calls",)
@@ -165,6 +234,8 @@ def test_the_template_is_found_in_a_folder_and_in_a_tokenizer_config(tmp_path: P
     ("name", "content", "word"),
     [
         ("a.jinja", b"{% if %}", "no chat template"),
+        ("README.md", b"# A project\n\nIt keeps messages in {{ config.folder }}.\n", "does not look at `messages`"),
+        ("a.jinja", b"{{ messages | length }} messages", "holds neither the question nor the answer"),
         ("tokenizer_config.json", b"{}", "holds no chat_template"),
         ("tokenizer_config.json", b"[", "is not JSON"),
         ("a.jinja", b"{{ ''.__class__.__mro__ }}{{ messages.append(1) }}", "refuses"),

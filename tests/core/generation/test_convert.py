@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from core import cli
@@ -71,6 +72,7 @@ def test_a_success_becomes_the_row_that_the_document_shows(converted: Convert) -
         "tokens": 300,
         "prompt_tokens": 280,
         "completion_tokens": 20,
+        "shortened_tool_results": None,
         "written_by": "convert_rollouts",
     }
 
@@ -160,6 +162,43 @@ def test_a_rollout_without_a_reward_cannot_pass_a_least_reward(converted: Conver
     write(Path("rollouts/a.json"), record(total_reward=None, rewards=None))
     write(Path("rollouts/b.json"), record())
     assert converted("--min-reward", "0").result["dropped"] == {"reward_unknown": 1}
+
+
+def test_shortened_results_are_told_in_the_row_and_the_summary_or_left_out(converted: Convert) -> None:
+    for name, shortened in (("a", 3), ("b", 0), ("c", 1)):
+        conversation = with_tool(answer=name)
+        provenance = {"shortened_tool_results": shortened}
+        write(Path(f"rollouts/{name}.json"), record(conversation, provenance=provenance, turns=ord(name)))
+    outcome = converted()
+    assert [row["metadata"]["shortened_tool_results"] for row in rows()] == [3, 0, 1]
+    assert outcome.result["shortened"] == 2
+    assert "shortened: 2 rows have tool results that were shortened" in outcome.stderr
+    assert converted("--best-of", "2").result["shortened"] == 1  # of the rows that are there, not of all files
+    outcome = converted("--drop-shortened")
+    assert answers() == ["b"]
+    assert (outcome.result["shortened"], outcome.result["dropped"]) == (0, {"shortened": 2})
+
+
+@pytest.mark.parametrize(
+    ("last", "reason", "detail"),
+    [
+        (
+            says('I look.\n<tool_call>\n{"name": "open_page", "arguments": {}}\n</tool_call>'),
+            "call_as_text",
+            "open_page",
+        ),
+        (calls(call("b")), "no_final_answer", "it ends with a tool call"),
+        (says(" "), "no_final_answer", "an empty answer"),
+        (user("And?"), "no_final_answer", "a turn of the role user"),
+    ],
+)
+def test_what_stands_in_an_answers_place_is_said(converted: Convert, last: Any, reason: str, detail: str) -> None:
+    write(Path("rollouts/a.json"), record([user(), calls(call("a")), result("a"), last]))
+    write(Path("rollouts/b.json"), record())
+    outcome = converted("--explain")
+    assert outcome.result["dropped"] == {reason: 1}
+    assert detail in outcome.stderr
+    assert REASONS[reason] in outcome.stderr
 
 
 def test_truncated_cannot_be_kept_and_dropped_at_once(converted: Convert) -> None:
@@ -356,6 +395,82 @@ def test_other_data_is_kept_out_of_harms_way(converted: Convert, content: list[A
     assert converted("--overwrite").code == 0
     assert Path("train.jsonl.old").read_bytes() == before
     assert len(rows()) == 1
+
+
+def test_prompts_made_from_our_own_rows_are_prompts(converted: Convert) -> None:
+    write(Path("rollouts/a.json"), record())
+    converted()
+    [row] = rows()
+    row["messages"] = row["messages"][:2]
+    before = orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
+    Path("train.jsonl").write_bytes(before)
+    assert converted().result["prompts_moved_to"] == "train.prompts.jsonl"
+    assert Path("train.prompts.jsonl").read_bytes() == before
+    assert len(rows()[0]["messages"]) == 5
+
+
+def test_answers_to_prompts_made_from_our_own_rows_are_never_replaced(converted: Convert) -> None:
+    write(Path("rollouts/a.json"), record())
+    converted()
+    [row] = rows()
+    metadata = row["metadata"]
+    teacher = metadata.pop("teacher")
+    for added in (
+        {"teacher": "another", "input_teacher": teacher, **metadata, "id": "0" * 32},  # as generate_teacher_data does
+        {"teacher": "another", "id": "0" * 32, **metadata},
+    ):
+        answered = row | {"metadata": added}
+        before = orjson.dumps(answered, option=orjson.OPT_APPEND_NEWLINE)
+        Path("train.jsonl").write_bytes(before)
+        assert converted().code == 2
+        assert Path("train.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"prompt": "a"}\n{"prompt": \n{"prompt": "b"}\n',
+        b'{"prompt": \n{"prompt": "a"}\n',
+        b'{"prompt": "a"}\n\xff\n[1]\n',
+        b'{"prompt": "a", "answer": "1931"}\n',
+        b'{"messages": [{"role": "user", "content": "a"}], "answer": "1931", "reference": "In 1931."}\n',
+        b'{"conversations": [{"from": "human", "value": "a"}]}\n',
+        b'{"prompt": [{"role": "user", "content": "a"}]}\n',
+    ],
+)
+def test_prompts_with_lines_that_cannot_be_read_or_with_known_answers_move(converted: Convert, content: bytes) -> None:
+    Path("train.jsonl").write_bytes(content)
+    write(Path("rollouts/a.json"), record())
+    assert converted().result["prompts_moved_to"] == "train.prompts.jsonl"
+    assert Path("train.prompts.jsonl").read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b'{"prompt": "a"}\n{"prompt": "b"}\n{"prompt": "c", "completion": "d"}\n', 3),
+        (b'{"prompt": "a"}\n\n{"conversations": [{"from": "gpt", "value": "a"}]}\n', 3),
+        (b"no JSON\nat all\n", 1),
+        (b'{"n": 1}\n', 1),
+    ],
+)
+def test_the_line_that_is_another_programs_is_named(converted: Convert, content: bytes, line: int) -> None:
+    Path("train.jsonl").write_bytes(content)
+    write(Path("rollouts/a.json"), record())
+    outcome = converted()
+    assert outcome.code == 2
+    assert f"the first in line {line}." in outcome.stderr
+    assert Path("train.jsonl").read_bytes() == content
+
+
+def test_a_row_of_ours_that_was_damaged_is_named(converted: Convert) -> None:
+    write(Path("rollouts/a.json"), record())
+    converted()
+    whole = Path("train.jsonl").read_bytes()
+    for content, line in ((whole + whole[:-20] + b"\n" + whole, 2), (b"{\n" + whole, 1)):
+        Path("train.jsonl").write_bytes(content)
+        assert f"the first in line {line}." in converted().stderr
+        assert Path("train.jsonl").read_bytes() == content
 
 
 def test_rows_of_ours_with_others_among_them_are_other_data(converted: Convert) -> None:

@@ -73,6 +73,8 @@ class Tools:
     def tools(self) -> list[Tool]:
         return [Tool(name, "", ANY) for name in self.functions]
 
+    async def ready(self, name: str) -> None: ...
+
     async def call(self, name: str, arguments: dict[str, Any]) -> ToolResult:
         self.called.append((name, arguments))
         value = self.functions[name](**arguments)

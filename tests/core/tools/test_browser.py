@@ -181,6 +181,29 @@ def test_what_an_action_sets_off_is_waited_for(site: Site) -> None:
 
 
 @pytest.mark.browser
+def test_a_wait_that_was_cut_short_says_so(site: Site) -> None:
+    async def story(teacher: Teacher) -> None:
+        await teacher.open("/")
+        assert "Waited 0.4 s, the most for one call, and not 100000 s." in await teacher.good("wait_for", time=100_000)
+        assert "Waited" not in await teacher.good("wait_for", time=0.2)
+
+    with_teacher(site, story, limits=Limits(page_s=0.2, action_s=3, snapshot_s=6, load_s=1))
+
+
+@pytest.mark.browser
+def test_a_snapshot_right_after_a_refused_redirect_shows_the_page_that_is_there(site: Site) -> None:
+    async def story(teacher: Teacher) -> None:
+        for _ in range(5):
+            await teacher.open("/links")
+            await teacher.bad("navigate", url=f"{site.base}/to/file")
+            assert "### Snapshot" in await teacher.good("snapshot")
+            await teacher.bad("navigate", url=f"{site.base}/to/file")
+            assert "### Result" in await teacher.good("find", text="e")
+
+    with_teacher(site, story)
+
+
+@pytest.mark.browser
 def test_mistakes_of_the_teacher_are_explained(site: Site) -> None:
     async def story(teacher: Teacher) -> None:
         old = ref(await teacher.open("/"), 'button "Search"')

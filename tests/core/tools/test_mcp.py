@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,11 +16,14 @@ import psutil
 import pytest
 
 from core.errors import InputError, UsageError
+from core.tools.leash import Leash
 from core.tools.mcp import McpCommand, McpUrl
+from core.tools.mcp_connection import Stderr
 from core.tools.mcp_servers_file import from_servers_file
-from core.tools.mcp_text import toolset_name
+from core.tools.mcp_text import first_line, toolset_name
 from core.tools.protocol import ToolResult, ToolsetGone
 from tests.support.mcp_servers import TOOLS, HttpServer, Nonsense, command, free_port
+from tests.support.running import ROOT, environment
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +236,14 @@ def test_a_server_that_exits_at_once_is_named_with_its_last_words_and_without_se
     assert "hunter2" not in told
 
 
+def test_what_a_server_says_moves_no_cursor_and_turns_no_words() -> None:
+    told = refusal(McpCommand(command("rude"), "rude"))
+    assert told.endswith("Its last words:\nred\\x1b]0;title\\x07 \\x9b and \\u202eback")
+    with Nonsense(500, "bo\x1b[2Jom\x07\u202e") as server:
+        assert "HTTP 500: bo\\x1b[2Jom\\x07\\u202e" in refusal(McpUrl(server.host))
+    assert first_line(RuntimeError("no\x1b[2J way\x07.\nmore")) == "no way\\x07"
+
+
 @pytest.mark.parametrize("behaviour", ["silent", "garbage"])
 def test_a_server_that_never_answers_is_given_up_in_time(behaviour: str) -> None:
     start = time.monotonic()
@@ -297,6 +309,94 @@ def test_a_server_that_knows_only_the_newest_protocol_is_spoken_to_in_that() -> 
         await server.aclose()
 
     run(work)
+
+
+# --- on the leash -----------------------------------------------------------
+
+OWNER = """
+import asyncio
+from core.tools.leash import Leash
+from core.tools.mcp import McpCommand
+from tests.support.mcp_servers import command
+
+async def main():
+    async with McpCommand(command("stubborn"), leash=Leash()).session() as session:
+        print((await session.call("pid", {})).text, flush=True)
+        await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+def test_a_server_that_ignores_the_end_of_its_stdin_does_not_outlive_a_kill_of_its_owner() -> None:
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER], env=environment(PYTHONPATH=str(ROOT)), stdout=subprocess.PIPE
+    )
+    assert owner.stdout is not None
+    with owner.stdout:
+        server = psutil.Process(int(owner.stdout.readline()))
+    assert "stubborn" in server.cmdline()
+    owner.kill()
+    owner.wait()
+    server.wait(20)
+
+
+def test_a_server_on_the_leash_is_the_command_itself_and_is_let_go_when_it_has_ended() -> None:
+    async def work(leash: Leash) -> None:
+        server = McpCommand(command("plain"), env={"NAMED": "two  words"}, leash=leash)
+        await server.open()
+        assert leash._held == {}
+        async with server.session() as session:
+            pid = int((await session.call("pid", {})).text)
+            assert list(leash._held) == [pid]
+            assert psutil.Process(pid).cmdline() == command("plain")
+            assert psutil.Process(pid).parent() == psutil.Process()
+            assert json.loads((await session.call("environment", {})).text)["NAMED"] == "two  words"
+            with pytest.raises(ToolsetGone) as caught:
+                await session.call("die", {})
+            assert str(caught.value).endswith("Its last words:\nfatal: told to die")
+        assert leash._held == {}
+        await server.aclose()
+
+    with Leash() as leash:
+        run(lambda: work(leash))
+
+
+def test_the_pid_on_stderr_is_found_behind_other_lines_and_in_pieces() -> None:
+    async def work() -> None:
+        stderr = Stderr(says_pid=True)
+        for piece in (b"sh: warning: locale\ndistill-pid 4", b"2", b"\nready\ndistill-pid 43\n"):
+            stderr.data_received(piece)
+        assert await stderr.pid() == 42
+        assert stderr.last_lines() == "sh: warning: locale\nready\ndistill-pid 43"
+        silent = Stderr(says_pid=True)
+        silent.connection_lost(None)
+        assert await silent.pid() is None
+
+    run(work)
+
+
+def test_a_server_on_the_leash_that_cannot_run_says_so(folder: Path) -> None:
+    with Leash() as leash:
+        told = refusal(McpCommand(["./not-there"], cwd=folder, leash=leash))
+        assert "`./not-there` ended. Its last words:" in told
+        assert "not found" in told
+        assert "reading configuration" in refusal(McpCommand(command("exits"), leash=leash))
+        assert leash._held == {}
+
+
+def test_a_start_that_is_cancelled_leaves_nothing_on_the_leash() -> None:
+    async def work(leash: Leash) -> None:
+        server = McpCommand(command("silent"), leash=leash)
+        for pause_s in (0.0, 0.001, 0.005, 0.2):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(pause_s), server.session():
+                    pass
+        await server.aclose()
+        assert leash._held == {}
+
+    with Leash() as leash:
+        run(lambda: work(leash))
 
 
 # --- HTTP -------------------------------------------------------------------
@@ -440,6 +540,24 @@ def test_headers_are_sent_and_never_told() -> None:
         )
     assert "s3cret" not in told
     assert "abcdefgh" not in told
+
+
+def test_what_is_secret_in_an_address_of_a_file_of_servers_is_not_told(folder: Path) -> None:
+    with Nonsense(500, "somebody1 with pass-w@rd and abc/defgh is nobody") as nonsense:
+        url = f"http://somebody1:pass-w%40rd@{nonsense.host}/mcp?key=abc%2Fdefgh#fragment"
+        (server,) = from_servers_file(servers_file(folder, {"mcpServers": {"a": {"url": url}}}))
+        told = refusal(server)
+    assert f"http://{nonsense.host}/mcp refuses (HTTP 500: *** with *** and *** is nobody)" in told
+
+
+@pytest.mark.parametrize("url", ["ftp://me:pass-word@host/mcp?key=abcdefgh", "http://me:pass-word@host:99999999/mcp"])
+def test_what_is_secret_in_an_address_that_is_none_is_not_told(url: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        McpUrl(url)
+    assert "is no URL" in str(caught.value)
+    assert "***@host" in str(caught.value)
+    assert "pass-word" not in str(caught.value)
+    assert "abcdefgh" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["ftp://host/mcp", "http://", "localhost:99999999", "http://[::1"])

@@ -49,6 +49,58 @@ def call(tools: PythonTools, name: str, **arguments: Any) -> ToolResult:
     return asyncio.run(work())
 
 
+def test_a_function_that_raises_a_cancellation_of_its_own_is_a_failed_call(folder: Path) -> None:
+    source = """
+import asyncio
+
+async def direct() -> str:
+    "Raise it."
+    raise asyncio.CancelledError
+
+async def through_a_task() -> str:
+    "Wait for a task that was cancelled."
+    task = asyncio.ensure_future(asyncio.sleep(60))
+    asyncio.get_running_loop().call_soon(task.cancel)
+    await task
+
+def in_a_thread() -> str:
+    "Raise it elsewhere."
+    raise asyncio.CancelledError
+
+async def well() -> str:
+    "Answer."
+    return "well"
+"""
+    tools = opened(folder, source)
+
+    async def work() -> list[ToolResult]:
+        return [await tools.call(tool.name, {}) for tool in tools.tools]
+
+    *cancelled, well = asyncio.run(work())
+    assert all(result.is_error and "cancelled from within" in result.text for result in cancelled)
+    assert [result.text.split()[0] for result in cancelled] == ["direct", "through_a_task", "in_a_thread"]
+    assert well == ToolResult("well")
+
+
+@pytest.mark.parametrize("kind", ["async def", "def"])
+def test_a_call_that_the_caller_cancels_is_cancelled(folder: Path, kind: str) -> None:
+    pause = "await asyncio.sleep(1)" if kind == "async def" else "time.sleep(1)"
+    source = f'import asyncio, time\n{kind} nap() -> str:\n    """Nap."""\n    {pause}\n    return "late"\n'
+    tools = opened(folder, source)
+
+    async def work() -> None:
+        task = asyncio.create_task(tools.call("nap", {}))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await tools.call("nap", {})
+
+    asyncio.run(work())
+
+
 def parameters(tools: PythonTools) -> dict[str, Any]:
     return tools.tools[0].parameters
 

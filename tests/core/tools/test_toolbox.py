@@ -21,10 +21,17 @@ from tests.support.mcp_servers import Nonsense, command, free_port
 class Listed:
     """A set whose tools say where they were called; it counts what is open."""
 
-    def __init__(self, name: str, *tools: str, fails: Exception | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        *tools: str,
+        fails: Exception | None = None,
+        start_s: float = 0.01,
+        start_fails: Exception | None = None,
+    ) -> None:
         self.name = name
         self.tools = [Tool(tool, f"{tool} of {name}", {"type": "object", "properties": {}}) for tool in tools]
-        self.fails = fails
+        self.fails, self.start_s, self.start_fails = fails, start_s, start_fails
         self.opened = self.closed = self.sessions = self.started = 0
 
     async def open(self) -> None:
@@ -35,7 +42,9 @@ class Listed:
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator["Listed"]:
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(self.start_s)
+        if self.start_fails:
+            raise self.start_fails
         self.sessions += 1
         self.started += 1
         try:
@@ -164,13 +173,6 @@ def test_a_session_for_a_row_calls_the_rows_tools_only() -> None:
     assert (first.is_error, second.is_error) == (False, True)
 
 
-def test_a_tool_that_a_provider_refuses_can_be_taken_out() -> None:
-    box = opened(Listed("a", "x", "y"))
-    box.drop("x")
-    box.drop("x")
-    assert names(box) == ["y"]
-
-
 def test_more_tools_than_openai_takes_are_noted_with_the_way_out() -> None:
     many = Listed("a", *(f"t{number}" for number in range(200)))
     assert any("200 tools; OpenAI takes 128" in note and "--allow-tools" in note for note in opened(many).notes)
@@ -280,9 +282,85 @@ def test_a_call_that_is_cancelled_while_its_session_starts_can_be_made_again() -
                 async with asyncio.timeout(0.001):
                     await session.call("x", {})
             assert (await session.call("x", {})).text == "slow.x({})"
-        assert slow.sessions == 0
+        assert (slow.started, slow.sessions) == (1, 0)
 
     asyncio.run(work())
+
+
+def test_a_start_that_takes_longer_than_calls_may_is_not_begun_anew_by_each_of_them() -> None:
+    slow = Listed("slow", "x", start_s=0.3)
+    box = opened(slow)
+
+    async def work() -> int:
+        late = 0
+        async with box.session() as session:
+            while True:
+                try:
+                    async with asyncio.timeout(0.05):
+                        assert (await session.call("x", {})).text == "slow.x({})"
+                    return late
+                except TimeoutError:
+                    late += 1
+                    assert late < 20
+
+    assert asyncio.run(work()) > 2
+    assert (slow.started, slow.sessions) == (1, 0)
+
+
+def test_a_session_can_be_started_before_the_clock_of_a_call() -> None:
+    slow, other = Listed("slow", "x", start_s=0.2), Listed("other", "y")
+    box = opened(slow, other)
+
+    async def work() -> None:
+        async with box.session() as session:
+            await session.ready("no tool of this name")
+            assert slow.started == 0
+            await asyncio.gather(session.ready("x"), session.ready("x"))
+            async with asyncio.timeout(0.1):
+                assert (await session.call("x", {})).text == "slow.x({})"
+
+    asyncio.run(work())
+    assert (slow.started, slow.sessions, other.started) == (1, 0, 0)
+
+
+def test_a_start_that_fails_is_told_to_whoever_waits_and_to_every_later_call() -> None:
+    dead = Listed("dead", "x", start_s=0.05, start_fails=ToolsetGone("it is dead"))
+    box = opened(dead)
+
+    async def work() -> None:
+        async with box.session() as session:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await session.call("x", {})
+            await asyncio.sleep(0.1)  # it fails while nobody waits for it
+            for _ in range(2):
+                with pytest.raises(ToolsetGone, match="it is dead"):
+                    await session.call("x", {})
+                with pytest.raises(ToolsetGone, match="it is dead"):
+                    await session.ready("x")
+        async with box.session() as unlucky:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await unlucky.ready("x")
+            await asyncio.sleep(0.1)  # and nobody ever asks
+
+    asyncio.run(work())
+    assert dead.started == 0
+
+
+def test_a_rollout_that_ends_while_a_session_starts_leaves_neither_task_nor_session() -> None:
+    slow = Listed("slow", "x", start_s=60)
+    box = opened(slow)
+
+    async def work() -> None:
+        async with box.session() as session:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await session.ready("x")
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(work())
+    assert (slow.started, slow.sessions) == (0, 0)
 
 
 def test_a_session_is_ended_when_the_rollout_fails() -> None:
@@ -325,6 +403,28 @@ def test_a_valid_name_stays_as_it_is() -> None:
 
 
 # --- with real servers ------------------------------------------------------
+
+
+def test_a_server_that_starts_more_slowly_than_calls_may_last_works() -> None:
+    async def work() -> tuple[int, str]:
+        box = Toolbox([McpCommand(command("late"))])
+        await box.open()
+        late = 0
+        try:
+            async with box.session() as session:
+                while True:
+                    try:
+                        async with asyncio.timeout(0.5):
+                            return late, (await session.call("count", {})).text
+                    except TimeoutError:
+                        late += 1
+                        assert late < 10
+        finally:
+            await box.aclose()
+
+    late, count = asyncio.run(work())
+    assert late >= 2
+    assert count == "1"
 
 
 def test_two_servers_with_the_same_tools_side_by_side_and_one_dies() -> None:
