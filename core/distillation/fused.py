@@ -36,7 +36,7 @@ from .fused_chunks import (
     exponentials,
     run_fused,
 )
-from .losses import LOG_ZERO, divergence, log1mexp
+from .losses import LOG_ZERO, divergence, tail_logprobs
 from .output_head import OutputHead
 from .terms import LossTerms
 
@@ -141,7 +141,7 @@ def fused_top_k_tail(
     top = teacher_top_logprobs.detach().to(compute_dtype(student_hidden))
     _check_top_k(teacher_top_ids, top, given, head.width)
     top = top.masked_fill(~given, LOG_ZERO).clamp_min(LOG_ZERO)
-    teacher_tail = log1mexp(top.logsumexp(-1)).masked_fill(given.sum(-1) == head.width, LOG_ZERO)
+    teacher_tail = tail_logprobs(top, given.sum(-1) == head.width)
 
     def compute(gradients: HeadGradients) -> Computed:
         parts = chunks(len(student_hidden), head.width, student_hidden, chunk)

@@ -117,14 +117,20 @@ def exact_l1(student: Rest, scale: Tensor, teacher: Rest) -> Exact:
     rows = student.probs.shape[1]
     signs = torch.empty(len(student.ids), rows, dtype=torch.int8, device=student.ids.device)
     loss, pull = torch.zeros_like(scale), torch.zeros_like(scale)
+    width, other = len(student.ids), len(teacher.ids)
+    taken = Buffer(COLUMNS * max(width, other), scale)
+    mine, against = Buffer(COLUMNS * width, scale), Buffer(COLUMNS * other, scale)
     for start in range(0, rows, COLUMNS):
         part = slice(start, min(start + COLUMNS, rows))
-        ours = (student.probs[:, part].index_select(0, student.ids) * scale[part]).t().contiguous()
-        theirs = teacher.probs[:, part].index_select(0, teacher.ids).t().contiguous()
+        count = part.stop - part.start
+        some = torch.index_select(student.probs[:, part], 0, student.ids, out=taken.view(width, count))
+        ours = mine.view(count, width).copy_(some.mul_(scale[part]).t())
+        some = torch.index_select(teacher.probs[:, part], 0, teacher.ids, out=taken.view(other, count))
+        theirs = against.view(count, other).copy_(some.t())
         found = _signs_numpy(ours, theirs) if ours.device.type == "cpu" else _signs_torch(ours, theirs)
         loss[part], sign = found
-        pull[part] = (ours * sign).sum(1)
         signs[:, part] = sign.t()
+        pull[part] = ours.mul_(sign).sum(1)
     return Exact(loss, pull, signs)
 
 
