@@ -193,7 +193,7 @@ def test_a_killed_keeper_is_replaced_and_the_new_one_holds_everything() -> None:
         assert (first.wait(5), second.wait(5)) == (-signal.SIGTERM, -signal.SIGTERM)
 
 
-@pytest.mark.parametrize("pid", [0, 1, -1, os.getpid()])
+@pytest.mark.parametrize("pid", [0, 1, -1, pytest.param(os.getpid(), id="our own")])
 def test_what_must_not_be_killed_cannot_be_held(pid: int) -> None:
     with pytest.raises(ValueError, match="cannot be held"):
         Leash().hold_process(pid)
