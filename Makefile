@@ -31,7 +31,7 @@ demo: .venv ## distil a little, offline, on a CPU
 
 test: .venv ## the quick tests; what is left out is counted as deselected
 	@$(if $(NO_BROWSER),echo "no Chromium or no npm here: the tests marked browser are left out (make browser installs both)",:)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "$(QUICK)"
+	@$(BIN)/python -m pytest -m "$(QUICK)"
 
 test-all: .venv ## every test that this machine can run
 	@$(BIN)/python -m pytest
