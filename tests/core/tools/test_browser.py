@@ -97,6 +97,14 @@ def family(pid: int | None = None) -> list[psutil.Process]:
     return [child for child in children if child.is_running() and any(name in child.name() for name in names)]
 
 
+def words_of(process: psutil.Process) -> str:
+    """Its command line; "" when it ends while we look."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
 def gone(processes: list[psutil.Process], limit_s: float = 10) -> bool:
     _, alive = psutil.wait_procs(processes, limit_s)
     return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
@@ -413,7 +421,7 @@ def test_a_page_that_hangs_or_crashes_is_replaced(site: Site) -> None:
         assert "Timeout" in await teacher.bad("click", target="button")
         assert "did not respond and was closed" in await teacher.bad("snapshot")
         await teacher.still_works()
-        renderers = [process for process in family() if "--type=renderer" in " ".join(process.cmdline())]
+        renderers = [process for process in family() if "--type=renderer" in words_of(process)]
         assert renderers
         for process in renderers:
             process.kill()
