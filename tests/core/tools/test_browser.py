@@ -93,8 +93,14 @@ def ref(text: str, line: str) -> str:
 def family(pid: int | None = None) -> list[psutil.Process]:
     """The living descendants of a process that belong to a browser or its driver."""
     names = ("chrom", "node")
-    children = psutil.Process(pid).children(recursive=True)
-    return [child for child in children if child.is_running() and any(name in child.name() for name in names)]
+    found: list[psutil.Process] = []
+    for child in psutil.Process(pid).children(recursive=True):
+        try:
+            if child.is_running() and any(name in child.name() for name in names):
+                found.append(child)
+        except psutil.Error:  # it ended while we looked
+            pass
+    return found
 
 
 def words_of(process: psutil.Process) -> str:
@@ -107,7 +113,14 @@ def words_of(process: psutil.Process) -> str:
 
 def gone(processes: list[psutil.Process], limit_s: float = 10) -> bool:
     _, alive = psutil.wait_procs(processes, limit_s)
-    return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+    return not any(is_alive(process) for process in alive)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 # Reading and acting
