@@ -5,8 +5,14 @@ line needs. The model names its work as a string that is resolved when the work 
 schema listings never import torch.
 """
 
+import ast
+import inspect
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
@@ -61,7 +67,7 @@ class Result(BaseModel):
 class Command(BaseModel):
     """Base of every command model."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, defer_build=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     work: ClassVar[str]
     """Where the work is, relative to `core.commands`: "..generation.generate:generate"."""
@@ -69,6 +75,15 @@ class Command(BaseModel):
     """Command lines that end `--help`; tests run or parse each of them."""
     headings: ClassVar[tuple[str, ...]] = ()
     """The order of the options' groups; by default that of the fields."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """A field's docstring is its description. pydantic can do this too, by running a tokenizer over the source of
+        every class, which costs `--help` more than all the rest of a model."""
+        super().__pydantic_init_subclass__(**kwargs)
+        docs = attribute_docs(cls)
+        for name, info in cls.model_fields.items():
+            info.description = docs.get(name, info.description)
 
     @classmethod
     def ordered_fields(cls) -> list[tuple[str, FieldInfo]]:
@@ -106,6 +121,26 @@ class Command(BaseModel):
         }
         required = [name for name in schema.get("required", []) if name in shown]
         return {**schema, "properties": shown, "required": required, "additionalProperties": False}
+
+
+def attribute_docs(cls: type) -> dict[str, str]:
+    """The strings below the fields of a class, by the fields' names."""
+    tree = parsed(str(sys.modules[cls.__module__].__file__))
+    name = cls.__qualname__.rpartition(".")[2]
+    body = next(node.body for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == name)
+    docs: dict[str, str] = {}
+    for field, below in pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr):
+            text = below.value.value if isinstance(below.value, ast.Constant) else None
+            if isinstance(text, str):
+                docs[field.target.id] = inspect.cleandoc(text)
+    return docs
+
+
+@cache
+def parsed(path: str) -> ast.Module:
+    """A module's source as a tree."""
+    return ast.parse(Path(path).read_text(encoding="utf-8"))
 
 
 def choices(field: FieldInfo) -> list[str]:
