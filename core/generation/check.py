@@ -5,15 +5,15 @@ import copy
 import inspect
 import math
 import re
-import threading
 import unicodedata
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from ..tools.rnow_names import REWARD_MARK, RewardArgs, RewardMark, load_user_file
+from ..tools.rnow_names import REWARD_MARK, RewardArgs, RewardMark, in_thread, load_user_file
 
 MARKED = re.compile(r"\banswer\W{0,3}(?:is\b|[:=])(.*)", re.IGNORECASE)
 BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
@@ -178,7 +178,7 @@ class Rewards:
                 if inspect.iscoroutinefunction(function):
                     value = await function(args, messages)
                 else:
-                    value = await in_daemon(lambda: function(args, messages))
+                    value = await in_thread(partial(function, args, messages), {})
             number = float(value)
             if math.isfinite(number):
                 return number
@@ -187,7 +187,7 @@ class Rewards:
         except TimeoutError:
             errors.append(f"{name}: timed out after {timeout_s:g} s")
             return "timeout"
-        except Exception as error:  # the user's code
+        except (Exception, SystemExit) as error:  # the user's code
             errors.append(f"{name}: {type(error).__name__}: {error}")
             return "error"
 
@@ -195,25 +195,3 @@ class Rewards:
 def mark_of(function: object) -> RewardMark:
     """What its decorator said."""
     return getattr(function, REWARD_MARK, RewardMark())
-
-
-async def in_daemon(work: Callable[[], Any]) -> Any:
-    """Run in a thread that nobody waits for at the end of the program: a reward function may never return."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[Any] = loop.create_future()
-
-    def settle(value: Any, error: BaseException | None) -> None:
-        if not done.done():
-            done.set_exception(error) if error else done.set_result(value)
-
-    def run() -> None:
-        value, problem = None, None
-        try:
-            value = work()
-        except BaseException as error:
-            problem = error if isinstance(error, Exception) else RuntimeError(repr(error))
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(settle, value, problem)
-
-    threading.Thread(target=run, daemon=True).start()
-    return await done

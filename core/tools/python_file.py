@@ -1,11 +1,9 @@
 """Tools from a Python file of the user's own: functions with type hints and docstrings."""
 
 import asyncio
-import contextvars
 import enum
 import inspect
 import json
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,7 +20,7 @@ from typing_extensions import TypedDict  # pydantic wants this one before Python
 
 from ..errors import InputError
 from .protocol import Tool, ToolResult
-from .rnow_names import TOOL_MARK, ToolMark, load_user_file
+from .rnow_names import TOOL_MARK, ToolMark, in_thread, load_user_file
 
 _typed_dict: Any = TypedDict
 WHAT = "the tools file"
@@ -83,7 +81,7 @@ class PythonTools:
         if inspect.iscoroutinefunction(tool.function):
             work: Awaitable[Any] = tool.function(**checked)
         else:
-            work = _in_thread(tool.function, checked)
+            work = in_thread(tool.function, checked)
         try:
             async with asyncio.timeout(tool.timeout_s) as limit:
                 value = await work
@@ -204,39 +202,6 @@ def _untitled(schema: Any) -> Any:
         for key, value in schema.items()
         if not (key == "title" and isinstance(value, str))
     }  # fmt: skip
-
-
-async def _in_thread(function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-    """The function's value, from a thread of its own.
-
-    A daemon, unlike the threads of a pool: a function that never returns must not keep the process alive, and two
-    hundred calls at once must not wait for one another.
-    """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
-    context = contextvars.copy_context()
-
-    def finish(value: Any, error: BaseException | None) -> None:
-        if not done.done():
-            done.set_result((value, error))
-
-    def work() -> None:
-        try:
-            outcome = context.run(function, **arguments), None
-        except BaseException as error:
-            outcome = None, error
-        try:
-            loop.call_soon_threadsafe(finish, *outcome)
-        except RuntimeError:  # the loop is closed: nobody waits any more
-            pass
-
-    threading.Thread(target=work, name=f"tool {function.__name__}", daemon=True).start()
-    value, error = await done
-    if error is None:
-        return value
-    if isinstance(error, StopIteration | KeyboardInterrupt | GeneratorExit):  # these mean something to a coroutine
-        raise RuntimeError(f"{type(error).__name__}: {error}") from error
-    raise error
 
 
 def _compact(error: ValidationError) -> str:

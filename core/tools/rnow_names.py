@@ -4,9 +4,12 @@ A file written for rnow says `from rnow.core import tool, reward, RewardArgs, ge
 installed, small modules of these names stand in for it while the file is loaded.
 """
 
+import asyncio
+import contextvars
 import hashlib
 import importlib.util
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -165,3 +168,36 @@ def _said(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError):
         return f"{error}. Install it into {sys.prefix}, or put it beside the file."
     return f"{type(error).__name__}: {error}"
+
+
+async def in_thread(function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    """The function's value, from a thread of its own.
+
+    A daemon, unlike the threads of a pool: a function that never returns must not keep the process alive, and two
+    hundred calls at once must not wait for one another.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def finish(value: Any, error: BaseException | None) -> None:
+        if not done.done():
+            done.set_result((value, error))
+
+    def work() -> None:
+        try:
+            outcome = context.run(function, **arguments), None
+        except BaseException as error:
+            outcome = None, error
+        try:
+            loop.call_soon_threadsafe(finish, *outcome)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            pass
+
+    threading.Thread(target=work, name=getattr(function, "__name__", "user code"), daemon=True).start()
+    value, error = await done
+    if error is None:
+        return value
+    if isinstance(error, StopIteration | KeyboardInterrupt | GeneratorExit):  # these mean something to a coroutine
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
+    raise error
