@@ -89,21 +89,30 @@ def _run(name: str, argv: Sequence[str]) -> tuple[int, bool]:
 
     door = {key: flags.pop(key, None) for key in ("config", "json_", "progress", "events")}
     command, origins = resolve(model, flags, os.environ, dotenv(), door["config"])
+    silent = os.environ.get("RANK", "0") != "0"  # `accelerate launch`: one process speaks for all of them
     try:
-        progress = open_progress(door["progress"] or "auto", door["events"])
+        progress = (
+            open_progress("off", stream=io.StringIO())
+            if silent
+            else open_progress(door["progress"] or "auto", door["events"])
+        )
     except OSError as error:
         raise UsageError(f"--events: {error}") from None
     stop = Stop()
-    context = Run(progress, stop, origins, out=(lambda text: None) if door["json_"] else print_all)
+    context = Run(progress, stop, origins, out=(lambda text: None) if door["json_"] or silent else print_all)
     try:
         progress.note(describe(command, origins))
+        for key, why in model.ignored_env.items():
+            if os.environ.get(key) or dotenv().get(key):
+                progress.note(f"{key} is not used: {why}")
         with signals(stop, progress.note):
             result = work(command, context)
     finally:
         progress.close()
-    if door["json_"]:
+    if door["json_"] and not silent:
         print_all(result.model_dump_json())
-    print(result.summary(), file=sys.stderr)
+    if not silent:
+        print(result.summary(), file=sys.stderr)
     return result.exit_code, stop.now
 
 

@@ -13,6 +13,8 @@ COMMANDS = {
     "convert_rollouts": ".convert_rollouts:ConvertRollouts",
     "show": ".show:Show",
     "compare_tokenizers": ".compare_tokenizers:CompareTokenizers",
+    "make_student": ".make_student:MakeStudent",
+    "train_gold": ".train_gold:TrainGold",
     "demo": ".demo:Demo",
 }
 

@@ -25,7 +25,8 @@ from ..errors import ExitCode
 class Option:
     """How a field is reached from outside.
 
-    short: a one-letter flag ("-i").     env: the environment (and `.env`) key that sets it, if any.
+    short: a one-letter flag ("-i").
+    env: the environment (and `.env`) key that sets it; of several the first that is set.
     group: its heading in `--help`.      mcp: whether an MCP tool shows it (the others go through `config`).
     hidden: a wrong value is not shown in the error, because it may be a key in the wrong place.
     positional: the value may stand without its flag (`show.py FILE`).
@@ -33,10 +34,15 @@ class Option:
 
     group: str
     short: str | None = None
-    env: str | None = None
+    env: str | tuple[str, ...] | None = None
     mcp: bool = False
     hidden: bool = False
     positional: bool = False
+
+    @property
+    def env_keys(self) -> tuple[str, ...]:
+        """Those of `env`, none where it is None."""
+        return (self.env,) if isinstance(self.env, str) else self.env or ()
 
 
 class Result(BaseModel):
@@ -75,6 +81,8 @@ class Command(BaseModel):
     """Command lines that end `--help`; tests run or parse each of them."""
     headings: ClassVar[tuple[str, ...]] = ()
     """The order of the options' groups; by default that of the fields."""
+    ignored_env: ClassVar[dict[str, str]] = {}
+    """Environment keys that others know and this command does not follow, with the reason that the user is told."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

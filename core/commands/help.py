@@ -64,8 +64,8 @@ def option_line(name: str, option: Option, info: FieldInfo) -> Line:
     text = info.description or ""
     if allowed := choices(info):
         text += f" [{'|'.join(allowed)}]"
-    if option.env:
-        text += f" [env: {option.env}]"
+    if option.env_keys:
+        text += f" [env: {', '.join(option.env_keys)}]"
     if default:
         text += f" [default: {default}]"
     if info.is_required():

@@ -39,10 +39,11 @@ def resolve(
                 values[name], origins[name] = value, origin[name]
 
     take(flags, {name: flag(name) for name in flags})
-    keys = {name: key for name in model.model_fields if (key := model.option(name).env)}
-    for source, where in ((environment, ""), (dotenv, " in .env")):
-        found = {name: source[key] for name, key in keys.items() if source and source.get(key)}
-        take(found, {name: keys[name] + where for name in found})
+    for source, where in ((environment or {}, ""), (dotenv or {}, " in .env")):
+        for name in model.model_fields:
+            key = next((key for key in model.option(name).env_keys if source.get(key)), None)
+            if key is not None:
+                take({name: source[key]}, {name: key + where})
     if config is not None:
         found, lines = read_yaml(config, list(model.model_fields))
         take(found, {name: f"{config}:{line}" for name, line in lines.items()})

@@ -5,6 +5,7 @@ that cannot be used as a whole raises InputError.
 """
 
 import csv
+import json
 import shutil
 import sys
 import tempfile
@@ -26,16 +27,23 @@ ROLES = {"system", "developer", "user", "assistant", "tool"}
 SHAREGPT = {"human": "user", "gpt": "assistant"}
 SUFFIXES = (".txt", ".md", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 CONTAINERS = ("data", "rows", "items", "conversations", "train")
+ANSWER_KEYS = ("response", "completion", "answer", "output", "reference", "assistant", "chosen")
+"""Where a row holds the answer to its prompt when the answer is no part of a conversation, the likeliest first."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt. index: its place among the usable and unusable rows of the input, from 0."""
+    """One prompt. index: its place among the usable and unusable rows of the input, from 0.
+
+    answer: what the row says after the messages: the assistant's messages that end its conversation, or one made of the
+    text under ANSWER_KEYS; empty when there is none.
+    """
 
     index: int
     place: str
     messages: list[Message]
     metadata: Record = field(default_factory=dict[str, Any])
+    answer: list[Message] = field(default_factory=list[Message])
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,7 @@ def _kind(path: Path) -> str:
         if not first.startswith((b"{", b"[")):
             return ".txt"
     try:
-        orjson.loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+        _loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
         return ".json"
     except orjson.JSONDecodeError:
         return ".jsonl" if first.startswith(b"{") else ".txt"
@@ -163,9 +171,23 @@ def _jsonl(path: Path, name: str) -> Iterator[tuple[str, Any]]:
     for number, line in read_lines(path):
         place = f"{name}:{number}"
         try:
-            yield place, orjson.loads(line)
+            yield place, _loads(line)
         except orjson.JSONDecodeError as error:
             yield place, _bad_json(line, error)
+
+
+def _loads(data: bytes) -> Any:
+    """A JSON value. The bare NaN and Infinity that Python's json and pandas write into files become null."""
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        if b"NaN" not in data and b"Infinity" not in data:
+            raise
+        try:
+            return json.loads(data, parse_constant=lambda _: None)
+        except (ValueError, RecursionError):
+            pass  # what orjson says of it names the place
+        raise
 
 
 def _bad_json(line: bytes, error: orjson.JSONDecodeError) -> _Unusable:
@@ -187,7 +209,7 @@ def _not_utf8(error: UnicodeDecodeError) -> _Unusable:
 def _json(path: Path, name: str) -> Iterator[tuple[str, Any]]:
     """A list of rows, or an object that holds one under data, rows, items, conversations or train."""
     try:
-        content = orjson.loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+        content = _loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
     except orjson.JSONDecodeError as error:
         raise InputError(
             path,
@@ -301,7 +323,7 @@ def to_prompt(index: int, place: str, record: Any, options: PromptOptions) -> Pr
     system = rest.pop("system", None)
     if system is not None and not isinstance(system, str):
         raise _Unusable(f'"system" must be a text, found {type(system).__name__}.')
-    messages = _messages(rest, options)
+    messages, answer = _messages(rest, options)
     if system or options.system:
         if messages[0]["role"] not in ("system", "developer"):
             messages.insert(0, {"role": "system", "content": system or options.system})
@@ -313,17 +335,17 @@ def to_prompt(index: int, place: str, record: Any, options: PromptOptions) -> Pr
         orjson.dumps([metadata], default=str)
     except TypeError as error:
         raise _Unusable(f"cannot be written as JSON again: {error}.") from None
-    return Prompt(index, place, messages, metadata)
+    return Prompt(index, place, messages, metadata, answer or _answer(rest))
 
 
-def _messages(rest: Record, options: PromptOptions) -> list[Message]:
-    """Take the conversation out of a record."""
+def _messages(rest: Record, options: PromptOptions) -> tuple[list[Message], list[Message]]:
+    """Take the conversation out of a record: (up to the answer, the answer where it ends with one)."""
     for key in ("messages", "conversations"):
         if rest.get(key) is not None:
             return _conversation(key, rest.pop(key), rest)
     key = options.prompt_key
     if key not in rest and options.prompt_key == "prompt" and isinstance(rest.get("instruction"), str):
-        return [{"role": "user", "content": _alpaca(rest)}]
+        return [{"role": "user", "content": _alpaca(rest)}], []
     if key in rest and rest[key] is None:
         raise _Unusable(f'"{key}" is null.')
     prompt = rest.pop(key, None)
@@ -337,7 +359,24 @@ def _messages(rest: Record, options: PromptOptions) -> list[Message]:
         raise _Unusable(f'"{key}" must be a text, found {type(prompt).__name__}.')
     if not prompt.strip():
         raise _Unusable(f'"{key}" is empty.')
-    return [{"role": "user", "content": prompt}]
+    return [{"role": "user", "content": prompt}], []
+
+
+def _answer(rest: Record) -> list[Message]:
+    """The answer that a record holds beside its conversation: a text, or a list that ends with messages of the
+    assistant's."""
+    for key in ANSWER_KEYS:
+        found = rest.get(key)
+        if isinstance(found, str) and found.strip():
+            return [{"role": "assistant", "content": found}]
+        if isinstance(found, list):
+            try:
+                turns = _turns(key, found)
+            except _Unusable:  # a list of something else
+                continue
+            if said := _split(turns)[1]:
+                return said
+    return []
 
 
 def _alpaca(rest: Record) -> str:
@@ -350,8 +389,27 @@ def _alpaca(rest: Record) -> str:
     return f"{instruction}\n\n{context}" if isinstance(context, str) and context.strip() else instruction
 
 
-def _conversation(key: str, turns: Any, rest: Record) -> list[Message]:
-    """Checked messages that end with the user's turn; an answer that was there goes to rest["reference"]."""
+def _conversation(key: str, turns: Any, rest: Record) -> tuple[list[Message], list[Message]]:
+    """Checked messages that end with the user's turn, and the answer that was there; its text goes to
+    rest["reference"]."""
+    messages, answer = _split(_turns(key, turns))
+    if answer:
+        rest["reference"] = answer[0].get("content")
+    if not any(message["role"] == "user" for message in messages):
+        raise _Unusable(f'"{key}" has no user message to answer.')
+    return messages, answer
+
+
+def _split(messages: list[Message]) -> tuple[list[Message], list[Message]]:
+    """A conversation, and the assistant's messages at its end."""
+    end = len(messages)
+    while end and messages[end - 1]["role"] == "assistant":
+        end -= 1
+    return messages[:end], messages[end:]
+
+
+def _turns(key: str, turns: Any) -> list[Message]:
+    """The checked messages of a conversation."""
     if not isinstance(turns, list) or not turns:
         raise _Unusable(f'"{key}" must be a list with at least one message.')
     messages: list[Message] = []
@@ -370,10 +428,6 @@ def _conversation(key: str, turns: Any, rest: Record) -> list[Message]:
             raise _Unusable(f"{key}[{number}] is empty.")
         # Columns give every turn every key; a provider refuses "tool_calls": null.
         messages.append({k: v for k, v in turn.items() if v is not None or k == "content"})
-    while messages and messages[-1]["role"] == "assistant":
-        rest["reference"] = messages.pop().get("content")
-    if not any(message["role"] == "user" for message in messages):
-        raise _Unusable(f'"{key}" has no user message to answer.')
     return messages
 
 

@@ -13,7 +13,8 @@ bucket r of everything else,
     d loss / d z_v   = e_v - p_v Q
     d loss / d log c = Q - w_matched c A_r / s_r
 
-    A = (1 - beta) P log(P / m) for 0 < beta < 1;  -T for beta = 0;  P log(P / T) for beta = 1.
+    A = (1 - beta) P log(P / m) for 0 < beta < 1;  -T for beta = 0;  P log(P / T) for beta = 1;
+        at the ends the rest counts as at least REST_FLOOR (`gold.rest_divergence`): below it -P and 0.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ from .fused_chunks import (
 )
 from .fused_picked import add_picked_gradient, picked_logprobs
 from .fused_sorted import Exact, Rest, TopK, exact_l1, top_k_l1
-from .gold import Merged, component_weights
-from .losses import LOG_ZERO, divergence, log1mexp
+from .gold import REST_FLOOR, Merged, as_indices, component_weights, span_divergence
+from .losses import LOG_ZERO
 from .output_head import OutputHead
 from .terms import LossTerms
 
@@ -100,7 +101,7 @@ def fused_hybrid(
     device, dtype = student_hidden.device, compute_dtype(student_hidden)
     teacher_hidden = teacher_hidden.detach().to(dtype)
     count = groups.count
-    is_single = _tensor(groups.is_single, device).bool() if merged == "span" else None
+    is_single = as_indices(groups.is_single, device).bool() if merged == "span" else None
     ours = _Tokens.of(groups.student, len(student_hidden), count, is_single, device, "student")
     theirs = _Tokens.of(groups.teacher, len(teacher_hidden), count, is_single, device, "teacher")
 
@@ -159,7 +160,7 @@ class _Tokens:
     def of(
         cls, group_of: Any, tokens: int, count: int, is_single: Tensor | None, device: torch.device, whose: str
     ) -> _Tokens:
-        group = _tensor(group_of, device)
+        group = as_indices(group_of, device)
         if group.shape != (tokens,):
             raise ValueError(f"{tokens} {whose} rows, but group indices {tuple(group.shape)}")
         ends = torch.ones_like(group, dtype=torch.bool)
@@ -189,11 +190,9 @@ class _Columns:
         device = hidden.device
         self.beta, self.top_k = beta, top_k
         self.w_matched, self.w_unmatched = weights
-        self.ids, self.teacher_ids = _tensor(vocabulary.student_ids, device), _tensor(vocabulary.teacher_ids, device)
-        self.rest, self.teacher_rest = (
-            _tensor(vocabulary.student_rest, device),
-            _tensor(vocabulary.teacher_rest, device),
-        )
+        self.ids, self.rest = as_indices(vocabulary.student_ids, device), as_indices(vocabulary.student_rest, device)
+        self.teacher_ids = as_indices(vocabulary.teacher_ids, device)
+        self.teacher_rest = as_indices(vocabulary.teacher_rest, device)
         self.width, self.teacher_width = vocabulary.student_width, vocabulary.teacher_width
         self.is_rest = torch.zeros(self.width, dtype=torch.long, device=device)
         self.is_rest[self.rest] = 1
@@ -233,7 +232,7 @@ class _Columns:
         theirs = Rest.of(there, self.teacher_rest, self.work[0], block, maxima)
         rest = scale * ours.mass - torch.expm1(before)
         teacher_rest = theirs.mass - torch.expm1(teacher_before)
-        rest_loss, rest_slope = _outcome(_log(rest), _log(teacher_rest), self.beta)
+        rest_loss, rest_slope = _rest_divergence(_log(rest), _log(teacher_rest), self.beta)
         # dD / d p of a column without a partner, divided by ... times p: c A_r / s_r
         lever = torch.where(rest > 0, scale * rest_slope / rest.clamp_min(torch.finfo(rest.dtype).tiny), 0.0)
         matched = matched + rest_loss
@@ -371,28 +370,27 @@ def _spans(student: Tensor, teacher: Tensor, beta: float) -> tuple[Tensor, Tenso
     """Divergence of {these bytes, anything else}, summed over (G,) log-probabilities, and its slope (G,)."""
     with torch.enable_grad():
         student = student.detach().requires_grad_()
-        ours, theirs = (torch.stack([side, log1mexp(side)], -1) for side in (student, teacher))
-        total = divergence(ours, theirs, beta).sum()
+        total = span_divergence(student, teacher, beta).sum()
         (slope,) = torch.autograd.grad(total, student)
     return total.detach(), slope
 
 
-def _outcome(log_p: Tensor, log_q: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """What one outcome adds to the divergence, and its A."""
+def _rest_divergence(log_p: Tensor, log_q: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """`gold.rest_divergence`, and its A."""
     p, q = log_p.exp(), log_q.exp()
+    if 0.0 < beta < 1.0:
+        mixture = torch.logaddexp(log_p + math.log1p(-beta), log_q + math.log(beta))
+        slope = (1.0 - beta) * p * (log_p - mixture)
+        return beta * q * (log_q - mixture) + slope, slope
+    floor = math.log(REST_FLOOR)
+    raised, teacher_raised = log_p.clamp_min(floor), log_q.clamp_min(floor)
+    gap, below = raised - teacher_raised, log_p < floor
+    surplus = (raised.exp() - p) - (teacher_raised.exp() - q)
     if beta == 0.0:
-        return q * (log_q - log_p), -q
-    if beta == 1.0:
-        return p * (log_p - log_q), p * (log_p - log_q)
-    mixture = torch.logaddexp(log_p + math.log1p(-beta), log_q + math.log(beta))
-    slope = (1.0 - beta) * p * (log_p - mixture)
-    return beta * q * (log_q - mixture) + slope, slope
+        return surplus - teacher_raised.exp() * gap, torch.where(below, -p, -teacher_raised.exp())
+    # The derivative of x log x by log x is x log x + x. Over all outcomes the x add up to 1, so they are left out.
+    return raised.exp() * gap - surplus, torch.where(below, torch.zeros_like(p), p * gap)
 
 
 def _log(mass: Tensor) -> Tensor:
     return mass.log().clamp_min(LOG_ZERO)
-
-
-def _tensor(indices: Any, device: torch.device) -> Tensor:
-    # torch.tensor copies: an array that may not be written to would give a warning.
-    return indices.to(device) if isinstance(indices, Tensor) else torch.tensor(indices, device=device)

@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from .losses import LOG_ZERO, check_finite, divergence, log1mexp, log_probs, sorted_l1, token_logprobs, uld
+from .losses import (
+    LOG_ZERO,
+    check_finite,
+    check_logprobs,
+    divergence,
+    log1mexp,
+    log_probs,
+    sorted_l1,
+    token_logprobs,
+    top_k_tail,
+    uld,
+)
 from .terms import LossTerms
 
 if TYPE_CHECKING:
@@ -20,6 +31,9 @@ if TYPE_CHECKING:
     from .vocabulary import VocabularyMap
 
 Merged = Literal["last_token", "span"]
+
+REST_FLOOR = 1.0e-4
+"""At beta 0 and 1 "everything else" counts as at least so probable: a side may have nothing else to say."""
 
 
 def span_logprobs(logits: Tensor, ids: Tensor, group_of: Any, temperature: float = 1.0) -> Tensor:
@@ -93,8 +107,8 @@ def gold_hybrid(
         "the earlier tokens, then this one", which are not the same bytes on both sides: GOLD's own approximation.
         "span": such a group is compared by what both sides can say exactly, {its bytes, anything else} by the chain
         rule, with w_matched. So a number that one side writes as one token and the other digit by digit keeps its mass.
-    A side without any unmatched column has a rest of probability 0. Mass that the other side has there then costs up
-    to -LOG_ZERO nats per unit at beta = 0 (the student has no rest) or 1 (the teacher has none); it is bounded between.
+    A side without any unmatched column has a rest of probability 0, whatever the other has there: see
+    `rest_divergence`.
 
     weights: (w_matched, w_unmatched); by default M / V_teacher (width of its logits) and the remainder to 1.
         L1 is 0 where either side has no unmatched column; it is in probability mass, all else in nats.
@@ -114,10 +128,10 @@ def gold_hybrid(
     parts: dict[str, Tensor] = {}
     spans = student_last.new_zeros(())
     if merged == "span":
-        single = _tensor(groups.is_single, student_last.device).bool()
-        spans = divergence(
-            _with_complement(span_logprobs(student_logits, student_ids, groups.student, temperature)[~single]),
-            _with_complement(span_logprobs(teacher_logits, teacher_ids, groups.teacher, temperature)[~single]),
+        single = as_indices(groups.is_single, student_last.device).bool()
+        spans = span_divergence(
+            span_logprobs(student_logits, student_ids, groups.student, temperature)[~single],
+            span_logprobs(teacher_logits, teacher_ids, groups.teacher, temperature)[~single],
             beta,
         ).sum()
         student_last, student_before = student_last[single], student_before[single]
@@ -125,12 +139,21 @@ def gold_hybrid(
         parts["span"] = spans.detach()
 
     device = student_last.device
-    student_rest, teacher_rest = _tensor(vocabulary.student_rest, device), _tensor(vocabulary.teacher_rest, device)
-    matched = divergence(
-        _with_rest(student_last, student_before, _tensor(vocabulary.student_ids, device), student_rest),
-        _with_rest(teacher_last, teacher_before, _tensor(vocabulary.teacher_ids, device), teacher_rest),
-        beta,
-    ).sum()
+    student_rest, teacher_rest = (
+        as_indices(vocabulary.student_rest, device),
+        as_indices(vocabulary.teacher_rest, device),
+    )
+    ours, theirs = (
+        (last[:, as_indices(ids, device)] + before.unsqueeze(-1)).clamp_min(LOG_ZERO)
+        for last, before, ids in (
+            (student_last, student_before, vocabulary.student_ids),
+            (teacher_last, teacher_before, vocabulary.teacher_ids),
+        )
+    )
+    everything_else = rest_divergence(
+        _rest(student_last, student_before, student_rest), _rest(teacher_last, teacher_before, teacher_rest), beta
+    )
+    matched = (divergence(ours, theirs, beta) + everything_else).sum()
     unmatched = student_last.new_zeros(())
     if len(student_rest) and len(teacher_rest):
         unmatched = sorted_l1(
@@ -151,17 +174,81 @@ def component_weights(weights: tuple[float, float] | None, vocabulary: Vocabular
     return weights
 
 
-def _with_rest(last: Tensor, before: Tensor, ids: Tensor, rest_ids: Tensor) -> Tensor:
-    """(G, V), (G,) -> (G, M + 1): log-probabilities of the matched columns, and of everything else as one outcome."""
-    inside = last[:, ids] + before.unsqueeze(-1)
+def gold_sparse(
+    student_logits: Tensor,
+    student_ids: Tensor,
+    teacher_picked: Tensor,
+    teacher_top_ids: Tensor,
+    teacher_top_logprobs: Tensor,
+    groups: Groups,
+    vocabulary: VocabularyMap,
+    beta: float,
+) -> LossTerms:
+    """Sum over groups of the divergence from a teacher that tells only its k most probable tokens, in nats.
+
+    At a group of one token on each side: over those of the k that have a partner among the student's columns, and
+    everything else as one outcome (`losses.top_k_tail`). At any other group: over {its bytes, anything else} by the
+    chain rule, which the given tokens' log-probabilities suffice for. There is no temperature, and no sorted part.
+
+    student_logits: (S, V_student), student_ids: (S,).   teacher_picked: (T,) log-probabilities of its own tokens.
+    teacher_top_ids, teacher_top_logprobs: (T, k), ids of its own.
+    Returns tokens = groups; parts "matched" and "span". Raises ValueError for shapes that do not fit, NaN and inf.
+    """
+    check_sparse(len(student_logits), teacher_picked, teacher_top_ids, teacher_top_logprobs, groups)
+    single = as_indices(groups.is_single, student_logits.device).bool()
+    group, teacher_group = (as_indices(of, student_logits.device) for of in (groups.student, groups.teacher))
+    here, there = single[group], single[teacher_group]
+    columns = student_columns(teacher_top_ids[there], vocabulary)
+    matched = top_k_tail(student_logits[here], columns, teacher_top_logprobs[there], None, beta).total
+    spans = span_logprobs(student_logits, student_ids, groups.student)
+    teacher_spans = _add_up(teacher_picked.detach().to(spans.dtype), teacher_group)
+    span = span_divergence(spans[~single], teacher_spans[~single], beta).sum()
+    return LossTerms(matched + span, groups.count, {"matched": matched.detach(), "span": span.detach()})
+
+
+def student_columns(teacher_ids: Tensor, vocabulary: VocabularyMap) -> Tensor:
+    """The student's columns of the same bytes, of the same shape; -1 where it has none."""
+    partner = teacher_ids.new_full((vocabulary.teacher_width,), -1)
+    partner[as_indices(vocabulary.teacher_ids, partner.device)] = as_indices(vocabulary.student_ids, partner.device).to(
+        partner.dtype
+    )
+    return partner[teacher_ids]
+
+
+def span_divergence(student: Tensor, teacher: Tensor, beta: float) -> Tensor:
+    """(G,) divergence of {these bytes, anything else}, from the log-probabilities (G,) of these bytes."""
+    student, teacher = student.clamp_min(LOG_ZERO), teacher.clamp_min(LOG_ZERO)
+    bytes_ = divergence(student.unsqueeze(-1), teacher.unsqueeze(-1), beta)
+    return bytes_ + rest_divergence(log1mexp(student), log1mexp(teacher), beta)
+
+
+def rest_divergence(student: Tensor, teacher: Tensor, beta: float) -> Tensor:
+    """What the outcome "everything else" adds to `divergence`, from its log-probabilities (G,) on both sides.
+
+    At beta 0 and 1 a rest that only one side has would cost any number of nats, though that side may be unable to say
+    anything else (no column is unmatched) or be as certain as its number format allows. So there both probabilities
+    are raised to at least REST_FLOOR. With r the student's rest, t the teacher's and r', t' what they are raised to,
+
+        beta = 0   t' log(t' / r') + (r' - r) - (t' - t)
+        beta = 1   r' log(r' / t') + (t' - t) - (r' - r)
+
+    The differences keep the sum over all outcomes >= 0, and 0 for equal sides, because x log(x/y) - x + y >= 0 holds
+    for each outcome by itself. Where both are above the floor it is the plain term. A student's rest below the floor
+    is not drawn up to the teacher's: its other columns take the teacher's proportions among themselves.
+    """
+    if 0.0 < beta < 1.0:
+        return divergence(student.unsqueeze(-1), teacher.unsqueeze(-1), beta)
+    floor = math.log(REST_FLOOR)
+    student_raised, teacher_raised = student.clamp_min(floor), teacher.clamp_min(floor)
+    surplus = (student_raised.exp() - student.exp()) - (teacher_raised.exp() - teacher.exp())
+    plain = divergence(student_raised.unsqueeze(-1), teacher_raised.unsqueeze(-1), beta)
+    return plain + (surplus if beta == 0.0 else -surplus)
+
+
+def _rest(last: Tensor, before: Tensor, rest_ids: Tensor) -> Tensor:
+    """(G, V), (G,) -> (G,): log-probability of everything but the matched columns."""
     other_columns = last[:, rest_ids].logsumexp(-1) if len(rest_ids) else torch.full_like(before, LOG_ZERO)
-    rest = torch.logaddexp(other_columns + before, log1mexp(before))
-    return torch.cat([inside, rest.unsqueeze(-1)], -1).clamp_min(LOG_ZERO)
-
-
-def _with_complement(logprobs: Tensor) -> Tensor:
-    """(G,) -> (G, 2): log p and log(1 - p)."""
-    return torch.stack([logprobs, log1mexp(logprobs)], -1)
+    return torch.logaddexp(other_columns + before, log1mexp(before)).clamp(LOG_ZERO, 0.0)
 
 
 def _last_rows(logits: Tensor, ids: Tensor, group_of: Any, temperature: float) -> tuple[Tensor, Tensor]:
@@ -181,7 +268,7 @@ def _add_up(values: Tensor, group: Tensor) -> Tensor:
 
 
 def _groups(group_of: Any, logits: Tensor, ids: Tensor) -> Tensor:
-    group = _tensor(group_of, logits.device)
+    group = as_indices(group_of, logits.device)
     if logits.dim() != 2 or ids.shape != logits.shape[:1] or group.shape != ids.shape:
         raise ValueError(
             f"logits {tuple(logits.shape)}, ids {tuple(ids.shape)} and group indices {tuple(group.shape)} "
@@ -213,6 +300,19 @@ def check_sides(student_logits: Tensor, teacher_logits: Tensor, groups: Groups) 
     check_finite(teacher_logits, "teacher logits")
 
 
+def check_sparse(rows: int, picked: Tensor, top_ids: Tensor, top_logprobs: Tensor, groups: Groups) -> None:
+    """Raise ValueError unless the student has one row per aligned token, and the teacher its log-probabilities."""
+    if rows != len(groups.student):
+        raise ValueError(f"{rows} rows of the student do not fit {len(groups.student)} aligned tokens")
+    tokens = len(groups.teacher)
+    if picked.shape != (tokens,) or top_ids.shape != top_logprobs.shape or top_ids.shape[:-1] != (tokens,):
+        raise ValueError(
+            f"the teacher's log-probabilities {tuple(picked.shape)}, top ids {tuple(top_ids.shape)} and their "
+            f"log-probabilities {tuple(top_logprobs.shape)} must be ({tokens},), ({tokens}, k) and ({tokens}, k)"
+        )
+    check_logprobs(picked, "teacher log-probabilities")
+
+
 def check_vocabulary(vocabulary: VocabularyMap, student_width: int, teacher_width: int) -> None:
     """Raise ValueError unless the map is for logits of these widths."""
     if (vocabulary.student_width, vocabulary.teacher_width) != (student_width, teacher_width):
@@ -222,6 +322,7 @@ def check_vocabulary(vocabulary: VocabularyMap, student_width: int, teacher_widt
         )
 
 
-def _tensor(indices: Any, device: torch.device) -> Tensor:
+def as_indices(indices: Any, device: torch.device) -> Tensor:
+    """An array or tensor of indices, on the device."""
     # torch.tensor copies: an array that may not be written to would give a warning.
     return indices.to(device) if isinstance(indices, Tensor) else torch.tensor(indices, device=device)

@@ -14,8 +14,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .gold import check_sides, check_vocabulary
-from .losses import LOG_ZERO, MAX_LOG_RATIO, check_finite, check_logprobs, log_probs, selected, token_logprobs
+from .gold import check_sides, check_vocabulary, rest_divergence
+from .losses import (
+    LOG_ZERO,
+    MAX_LOG_RATIO,
+    check_finite,
+    check_logprobs,
+    divergence,
+    log_probs,
+    selected,
+    token_logprobs,
+)
 
 if TYPE_CHECKING:
     from .alignment import Groups
@@ -122,9 +131,13 @@ def compare_groups(
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     for some_student, some_teacher in zip(student_rows.split(chunk), teacher_rows.split(chunk), strict=True):
         student, teacher = log_probs(student_logits[some_student]), log_probs(teacher_logits[some_teacher])
-        divergences = _compared(_buckets(student, student_columns), _buckets(teacher, teacher_columns))[:2]
-        agree = (partner[teacher.argmax(-1)] == student.argmax(-1)).sum()
-        sums += torch.cat([divergences, agree.double().unsqueeze(0)])
+        ours, theirs = _buckets(student, student_columns), _buckets(teacher, teacher_columns)
+        divergences = [
+            divergence(ours[:, :-1], theirs[:, :-1], beta) + rest_divergence(ours[:, -1], theirs[:, -1], beta)
+            for beta in (0.0, 1.0)
+        ]
+        agree = partner[teacher.argmax(-1)] == student.argmax(-1)
+        sums += torch.stack([values.sum(dtype=torch.float64) for values in (*divergences, agree)])
     names = ("kl_teacher_student", "kl_student_teacher", "top1_agreement")
     measures = {name: Tally(value, len(student_rows)) for name, value in zip(names, sums.tolist(), strict=True)}
 

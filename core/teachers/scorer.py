@@ -4,7 +4,7 @@ On-policy training needs this of its teacher; writing answers (a `Completer`) is
 predicts token k of the completion, the first one included: it is read after the prompt and tokens 0 .. k-1.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -16,13 +16,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..commands.teacher import TeacherOptions
+    from ..distillation.output_head import OutputHead
 
 Ability = Literal["full", "top_k", "sampled"]
 """What a scorer tells of every position: the distribution over the whole vocabulary; the k most probable tokens (so
 that the mass of all others together is known, too); only the token that is there."""
-
-CHUNK_VALUES = 2**23
-"""Most logits that are held at a time where hidden states are projected: 32 MiB in float32."""
 
 
 @dataclass(frozen=True)
@@ -37,34 +35,6 @@ class ScoreRequest:
     def tokens(self) -> int:
         """Of the whole text."""
         return len(self.prompt_ids) + len(self.completion_ids)
-
-
-@dataclass(frozen=True)
-class TeacherHead:
-    """How a model turns a hidden state h (D,) into logits (V,):  z = scale (W h + b),  then  softcap tanh(z / softcap).
-
-    weight: (V, D), the model's own tensor, not a copy.   bias: (V,).   scale: Cohere's logit_scale, the inverse of
-    Granite's logits_scaling.   softcap: Gemma's final_logit_softcapping.
-    """
-
-    weight: "Tensor"
-    bias: "Tensor | None" = None
-    scale: float = 1.0
-    softcap: float | None = None
-
-    def logits(self, hidden: "Tensor") -> "Tensor":
-        """hidden: (N, D). Returns (N, V) in float32."""
-        logits = hidden.to(self.weight.device, self.weight.dtype) @ self.weight.T
-        if self.bias is not None:
-            logits = logits + self.bias
-        logits = logits.float() * self.scale
-        return logits if self.softcap is None else (logits / self.softcap).tanh() * self.softcap
-
-    def logprobs(self, hidden: "Tensor") -> "Iterator[Tensor]":
-        """The log-probabilities of consecutive rows of `hidden` (T, D), as (n, V) each: CHUNK_VALUES at a time."""
-        rows = max(1, CHUNK_VALUES // self.weight.shape[0])
-        for start in range(0, hidden.shape[0], rows):
-            yield self.logits(hidden[start : start + rows]).log_softmax(-1)
 
 
 @dataclass(frozen=True)
@@ -84,7 +54,7 @@ class TeacherScores:
     top_ids: "Tensor | None" = None
     top_logprobs: "Tensor | None" = None
     hidden: "Tensor | None" = None
-    head: TeacherHead | None = None
+    head: "OutputHead | None" = None
 
     @property
     def tokens(self) -> int:
@@ -130,7 +100,7 @@ class TeacherScores:
             start = here.stop
         return ids, values
 
-    def _full(self) -> "tuple[Tensor, TeacherHead]":
+    def _full(self) -> "tuple[Tensor, OutputHead]":
         if self.hidden is None or self.head is None:
             raise ValueError(f'scores with the ability "{self.ability}" hold no hidden states')
         return self.hidden, self.head
@@ -238,10 +208,11 @@ def open_scorer(options: "TeacherOptions", *, top_k: int = 64) -> Scorer:
         raise MissingDependency(str(missing.name), f"scoring with {backend}", "pip install -e '.[train]'") from None
     served = f"the server at {options.base_url}" if options.base_url else backend
     raise UsageError(
-        f"{options.model} cannot be a teacher here through {served}: training needs the probability of every token of "
-        "the student's text, and a chat API tells only those of the tokens that it writes itself. Take a copy on this "
-        "machine (--backend hf with a model folder, or --backend gguf with a .gguf file), or let this model write "
-        "the answers (generate_teacher_data) and train on those."
+        f"{options.model} cannot score through {served}: training needs the probability of every token of the "
+        "student's text, and a chat API tells only those of the tokens that it writes itself. What works: a model on "
+        "this machine, with the backend hf (TEACHER_BACKEND=hf, TEACHER_MODEL_ID=folder or name) or gguf "
+        "(TEACHER_BACKEND=gguf, TEACHER_GGUF=file or owner/repo). Or let this model write the answers "
+        "(generate_teacher_data) and learn those: train_gold with --lambda-kd 0 --lambda-sft 1."
     )
 
 

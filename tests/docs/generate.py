@@ -56,8 +56,8 @@ def row(model: type[Command], field: str, info: FieldInfo) -> tuple[str, str, st
     meaning = info.description or ""
     if allowed := choices(info):
         meaning += " One of " + ", ".join(f"`{value}`" for value in allowed) + "."
-    if option.env:
-        meaning += f" Environment: `{option.env}`."
+    if option.env_keys:
+        meaning += f" Environment: {', '.join(f'`{key}`' for key in option.env_keys)}."
     return names, default_of(info), plain(meaning)
 
 
@@ -69,7 +69,7 @@ def default_of(info: FieldInfo) -> str:
         return "none"
     if isinstance(value, bool):
         return "on" if value else "off"
-    return f"`{value}`"
+    return f"`{','.join(value) if isinstance(value, list) else value}`"
 
 
 def general() -> list[tuple[str, str, str]]:

@@ -16,12 +16,14 @@ import pytest
 
 from core.cli import parse
 from core.commands import COMMANDS, load
+from core.commands.base import flag
 from core.commands.resolve import resolve
-from tests.docs.generate import ROOT, main
+from core.data.prompts import Prompt, PromptOptions, open_prompts
+from tests.docs.generate import ROOT, default_of, main
 
 SKILLS = sorted(path.parent for path in ROOT.glob("skills/*/SKILL.md"))
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("skills/**/*.md")])
-OTHERS = {"cat", "cd", "echo", "git", "grep", "iconv", "pip", "printf", "rnow", "source"}
+OTHERS = {"accelerate", "cat", "cd", "echo", "git", "grep", "iconv", "pip", "printf", "rnow", "source"}
 """Commands of others that the docs may name."""
 BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 BARE = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "OPENAI_API_KEY": "test"}
@@ -62,6 +64,8 @@ def home(page: Path) -> Path:
 
 def script_arguments(words: list[str], folder: Path) -> tuple[str, list[str]] | None:
     """(command, arguments) of a line that runs one of our scripts, which must exist; None for other lines."""
+    if words[:2] == ["accelerate", "launch"]:
+        words = ["python", *words[next(place for place, word in enumerate(words) if word.endswith(".py")) :]]
     if words[0] not in ("python", "python3", ".venv/bin/python") or not words[1].endswith(".py"):
         return None
     script = folder / words[1]
@@ -71,11 +75,14 @@ def script_arguments(words: list[str], folder: Path) -> tuple[str, list[str]] | 
 
 
 def check_options(command: str, arguments: list[str]) -> None:
-    """Raises UsageError for a flag or a value that the command would refuse."""
+    """Raises UsageError for a flag or a value that the command would refuse. What must be given, and may be in `.env`,
+    counts as given there."""
     model = load(command)
     given = parse(command, model, arguments)
     if given is not None:
-        resolve(model, {key: value for key, value in given.items() if key in model.model_fields}, {}, {})
+        needed = (name for name, info in model.model_fields.items() if info.is_required())
+        in_dotenv = {key: "given" for name in needed for key in model.option(name).env_keys[:1]}
+        resolve(model, {key: value for key, value in given.items() if key in model.model_fields}, {}, in_dotenv)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -132,15 +139,73 @@ def test_option_tables_are_in_step(capsys: pytest.CaptureFixture[str]):
     assert main(["--check"]) == 0, capsys.readouterr().out
 
 
-def test_every_default_in_the_short_table_is_the_real_one():
-    model = load("generate_teacher_data")
-    text = (ROOT / "skills/off-policy/SKILL.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(("skill", "command"), [("off-policy", "generate_teacher_data"), ("on-policy", "train_gold")])
+def test_every_default_in_the_short_table_is_the_real_one(skill: str, command: str):
+    model = load(command)
+    text = (ROOT / "skills" / skill / "SKILL.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `--([\w-]+)` \| `?([^|`]+)`? \|", text, re.MULTILINE)
-    assert len(rows) >= 9
+    assert len(rows) >= 7
     for option, default in rows:
-        info = model.model_fields[option.replace("-", "_")]
-        real = "required" if info.is_required() else "none" if info.default is None else str(info.default)
-        assert default.strip() == real, option
+        assert default.strip() == default_of(model.model_fields[option.replace("-", "_")]).strip("`"), option
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_python_in_the_docs_is_python(page: Path):
+    for block in blocks(page, "python"):
+        compile(block, str(page), "exec")
+
+
+# ---- the keys of .env --------------------------------------------------------------------------------------------
+
+CREDENTIALS = {"OPENROUTER_API_KEY", "OPENAI_API_KEY", "NVIDIA_API_KEY"}
+EXAMPLE = (ROOT / ".env.example").read_text(encoding="utf-8")
+ENVIRONMENT = ROOT / "skills/on-policy/references/environment.md"
+PATHS = {"DATA_PATH": "train.jsonl", "OUTPUT_DIR": "runs/gold"}
+
+
+def training_keys() -> dict[str, str]:
+    """Environment key -> the field of train_gold that reads it."""
+    model = load("train_gold")
+    return {key: name for name in model.model_fields for key in model.option(name).env_keys}
+
+
+def test_the_example_of_env_has_every_key_once_and_no_other():
+    keys = re.findall(r"^#?([A-Z][A-Z0-9_]+)=", EXAMPLE, re.MULTILINE)
+    assert len(keys) == len(set(keys))
+    assert set(keys) == CREDENTIALS | set(training_keys())
+    assert set(re.findall(r"^([A-Z][A-Z0-9_]+)=", EXAMPLE, re.MULTILINE)) == CREDENTIALS
+
+
+def test_the_values_in_the_example_of_env_are_the_defaults():
+    model = load("train_gold")
+    shown = {
+        key: value
+        for key, value in re.findall(r"^#([A-Z][A-Z0-9_]+)=(.*)$", EXAMPLE, re.MULTILINE)
+        if model.model_fields[training_keys()[key]].default is not None and not key.endswith("_PATH")
+    }
+    assert len(shown) > 25
+    changed = resolve(model, {}, shown, PATHS)[0].model_dump()
+    assert changed == resolve(model, {}, PATHS, {})[0].model_dump() | {"data": PATHS["DATA_PATH"]}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_block_for_env_in_the_docs_is_followed(page: Path):
+    for block in blocks(page, "ini"):
+        values = dict(re.findall(r"^([A-Z][A-Z0-9_]+)=(.*)$", block, re.MULTILINE))
+        assert set(values) <= set(training_keys())
+        assert all(line.startswith("#") or "=" in line for line in block.splitlines() if line)
+        resolve(load("train_gold"), {}, values, PATHS)
+
+
+def test_the_reference_of_the_environment_names_every_key_with_its_option_or_the_reason():
+    text = ENVIRONMENT.read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    for key, name in training_keys().items():
+        (row,) = [line for line in rows if f"`{key}`" in line.split("|")[1]]
+        assert f"`{flag(name)}`" in row, key
+    for key, reason in load("train_gold").ignored_env.items():
+        (row,) = [line for line in rows if line.startswith(f"| `{key}` |")]
+        assert reason.split(" in the ")[0] in row.replace("`", ""), key
 
 
 def test_the_docs_speak_of_no_machine():
@@ -185,6 +250,13 @@ TRIGGERS = {
         "off-policy",
         "knowledge transfer",
     ),
+    "on-policy": (
+        "on-policy distillation",
+        "GOLD",
+        "train_gold",
+        "distill across tokenizers",
+        "make_student",
+    ),
     "rollout-distill": (
         "distillation with tools",
         "teacher rollouts",
@@ -225,6 +297,18 @@ def test_every_launcher_is_the_same_file_under_the_name_of_its_script(launcher: 
 def test_the_shipped_prompts_are_good_prompts():
     rows = [orjson.loads(line) for line in (ROOT / "skills/off-policy/assets/prompts.jsonl").read_bytes().splitlines()]
     assert len(rows) == len({row["prompt"] for row in rows}) == len({row["category"] for row in rows}) == 12
+
+
+def test_the_sample_conversations_all_have_answers_and_cover_the_three_kinds():
+    with open_prompts(str(ROOT / "skills/on-policy/assets/combined_12.json"), PromptOptions()) as read:
+        rows = [row for row in read() if isinstance(row, Prompt)]
+    assert len(rows) == len({row.messages[-1]["content"] for row in rows}) == 12
+    assert all(row.answer for row in rows)
+    assert {row.metadata["dataset_type"] for row in rows} == {"reasoning", "dialogue", "instruction"}
+
+
+def test_the_skill_for_training_is_short_enough_to_be_read_whole():
+    assert (ROOT / "skills/on-policy/SKILL.md").read_bytes().count(b"\n") < 200
 
 
 # ---- the launcher ------------------------------------------------------------------------------------------------
@@ -334,7 +418,7 @@ def test_a_python_without_the_dependencies_hands_over_to_the_bundles_own(tmp_pat
 
 # ---- the wheel ---------------------------------------------------------------------------------------------------
 
-HEAVY = ("hf", "hf_model", "gguf", "scorer", "hf_scorer", "gguf_scorer")
+HEAVY = ("hf", "hf_model", "hf_states", "gguf", "scorer", "hf_scorer", "gguf_scorer", "tokenizer_loading")
 
 
 def test_the_wheel_holds_one_package_whose_modules_import_one_another_only(tmp_path: Path):
@@ -353,7 +437,7 @@ def test_the_wheel_holds_one_package_whose_modules_import_one_another_only(tmp_p
     modules = [
         name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         for name in files
-        if name.endswith(".py") and Path(name).stem not in HEAVY and "/distillation/" not in name
+        if name.endswith(".py") and Path(name).stem not in HEAVY and not re.search("/(distillation|training)/", name)
     ]
     assert len(modules) > 20
     # -P and another folder: the checkout's core must not help

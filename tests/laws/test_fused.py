@@ -12,7 +12,8 @@ from core.distillation import losses
 from core.distillation.alignment import align
 from core.distillation.fused import fused_cross_entropy, fused_jsd, fused_top_k_tail
 from core.distillation.fused_hybrid import fused_hybrid
-from core.distillation.gold import gold_hybrid
+from core.distillation.fused_sparse import fused_sparse
+from core.distillation.gold import gold_hybrid, gold_sparse
 from core.distillation.output_head import OutputHead
 from core.distillation.vocabulary import VocabularyMap
 from tests.core.distillation.test_fused import same
@@ -75,7 +76,7 @@ def texts(draw: st.DrawFn) -> tuple[list[int], list[int]]:
     seeds,
     texts(),
     st.tuples(st.integers(2, 14), st.integers(2, 14)),
-    st.floats(0.0, 0.99),
+    st.floats(0.0, 0.99) | st.just(1.0),
     betas,
     temperatures,
     st.sampled_from(["last_token", "span"]),
@@ -88,8 +89,7 @@ def test_the_hybrid_is_the_reference(
     seed, ends, widths, share, beta, temperature, merged, weights, top_k, chunk, spread
 ):
     draw, choose = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
-    # At least one column without a partner on each side: what an empty rest costs is a convention.
-    matched = min(int(share * min(widths)), min(widths) - 1)
+    matched = int(share * min(widths))
     pairs = [choose.choice(width, matched, replace=False) for width in widths]
     pairs[0].sort()
     rest = [np.setdiff1d(np.arange(width), ids) for width, ids in zip(widths, pairs, strict=True)]
@@ -108,3 +108,8 @@ def test_the_hybrid_is_the_reference(
     same(rough, whole, inputs)
     assert rough.parts["unmatched"] <= reference.parts["unmatched"] + 1e-9
     assert whole.total >= -1e-12
+    best = teacher.log_softmax(-1).topk(min(top_k, widths[1]))
+    picked = teacher.log_softmax(-1).gather(1, ids[1].unsqueeze(1)).squeeze(1)
+    told = (picked, best.indices, best.values, groups, vocabulary, beta)
+    sparse = fused_sparse(hidden, head, ids[0], *told, chunk)
+    same(sparse, gold_sparse(head.logits(hidden), ids[0], *told), inputs, 1e-8)

@@ -1,6 +1,7 @@
 """Laws of the losses, in float64: what holds for any two models, any text and any two tokenizers."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,8 +15,8 @@ from hypothesis.extra import numpy as arrays
 from torch import Tensor
 
 from core.distillation.alignment import Groups, align
-from core.distillation.gold import gold_hybrid, gold_uld, merged, span_logprobs
-from core.distillation.losses import cross_entropy, generalized_jsd, sampled_reverse_kl, top_k_tail, uld
+from core.distillation.gold import REST_FLOOR, gold_hybrid, gold_uld, merged, rest_divergence, span_logprobs
+from core.distillation.losses import cross_entropy, divergence, generalized_jsd, sampled_reverse_kl, top_k_tail, uld
 from core.distillation.measures import add, compare, compare_groups
 from core.distillation.terms import LossTerms
 from core.distillation.vocabulary import VocabularyMap
@@ -288,6 +289,23 @@ def test_no_part_of_the_hybrid_is_ever_negative(text: Text, beta: float, how: An
     assert all(part.item() >= -ROUNDING for part in terms.parts.values())
     assert -ROUNDING <= terms.total.item() < float("inf")
     assert terms.tokens == text.groups.count
+
+
+@given(st.lists(st.tuples(st.floats(-40.0, 0.0), st.floats(-40.0, 0.0)), min_size=1), betas)
+@law
+def test_everything_else_costs_what_any_outcome_costs_down_to_its_floor(logs: list[tuple[float, float]], beta: float):
+    student, teacher = torch.tensor(logs, dtype=torch.float64).unbind(1)
+    found = rest_divergence(student, teacher, beta)
+    plain = divergence(student.unsqueeze(-1), teacher.unsqueeze(-1), beta)
+    above = (student >= math.log(REST_FLOOR)) & (teacher >= math.log(REST_FLOOR))
+    torch.testing.assert_close(found[above], plain[above])
+    assert rest_divergence(student, student, beta).abs().max() < ROUNDING
+    # With p - q at beta 0 and q - p at beta 1, which over all outcomes add up to 0, an outcome costs at least nothing.
+    gap = (student.exp() - teacher.exp()) * {0.0: 1.0, 1.0: -1.0}.get(beta, 0.0)
+    if beta in (0.0, 1.0):
+        assert (found + gap >= -ROUNDING).all()
+        assert (found + gap <= plain + gap + ROUNDING).all()  # the floor only hides differences
+        assert (found <= -math.log(REST_FLOOR) + REST_FLOOR).all()
 
 
 @given(vocabularies(), betas, hows, temperatures, st.data())

@@ -75,6 +75,42 @@ def test_the_answer_at_the_end_of_a_conversation_becomes_a_reference(tmp_path: P
     prompt = only(jsonl(tmp_path, {"messages": messages}))
     assert prompt.messages == messages[:1]
     assert prompt.metadata == {"reference": "4"}
+    assert prompt.answer == messages[1:]
+
+
+def test_an_answer_of_several_messages_is_whole_and_its_first_is_the_reference(tmp_path: Path) -> None:
+    answer = [{"role": "assistant", "content": "4", "reasoning_content": "2+2"}, {"role": "assistant", "content": "!"}]
+    prompt = only(jsonl(tmp_path, {"messages": [{"role": "user", "content": "2+2?"}, *answer]}))
+    assert prompt.metadata == {"reference": "4"}
+    assert prompt.answer == answer
+
+
+@pytest.mark.parametrize(
+    ("row", "answer"),
+    [
+        ({"response": "a"}, "a"),
+        ({"output": "a", "other": "b"}, "a"),
+        ({"answer": "b", "completion": "a"}, "a"),  # in the order of ANSWER_KEYS
+        ({"completion": [{"role": "assistant", "content": "a"}]}, "a"),
+        ({"chosen": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "a"}]}, "a"),
+        ({"response": " ", "answer": "a"}, "a"),
+        ({"answer": 3}, None),  # the number of a choice, for all that is known
+        ({"answer": ["a", "b"]}, None),
+        ({"answer": [{"role": "user", "content": "a"}]}, None),
+        ({"metadata": {"answer": "a"}}, None),
+    ],
+)
+def test_an_answer_beside_the_prompt_is_found_and_stays_in_the_metadata(
+    tmp_path: Path, row: dict[str, Any], answer: str | None
+) -> None:
+    prompt = only(jsonl(tmp_path, {"prompt": "Hi", **row}))
+    assert prompt.answer == ([] if answer is None else [{"role": "assistant", "content": answer}])
+    assert prompt.metadata == row.get("metadata", row)
+
+
+def test_the_end_of_a_conversation_wins_over_an_answer_beside_it(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+    assert only(jsonl(tmp_path, {"messages": messages, "answer": "5"})).answer == messages[1:]
 
 
 def test_sharegpt_turns_are_translated(tmp_path: Path) -> None:
@@ -103,6 +139,19 @@ def test_a_json_file_is_a_list_or_an_object_that_holds_one(tmp_path: Path) -> No
         file.write_bytes(b"\xef\xbb\xbf" + json.dumps(content).encode())
         assert texts(file) == ["a", "b"]
     assert [row.place for row in read(file)] == [f"{file}: conversations[0]", f"{file}: conversations[1]"]
+
+
+def test_the_bare_nan_that_python_writes_is_null(tmp_path: Path) -> None:
+    row = {
+        "messages": [{"role": "user", "content": "NaN"}],
+        "metadata": {"a": float("nan"), "b": -float("inf"), "c": 1},
+    }
+    file = tmp_path / "prompts.json"
+    file.write_text(json.dumps({"conversations": [row]}), encoding="utf-8")
+    for path in (file, jsonl(tmp_path, row)):
+        prompt = only(path)
+        assert prompt.messages == [{"role": "user", "content": "NaN"}]
+        assert prompt.metadata == {"a": None, "b": None, "c": 1}
 
 
 def test_a_json_file_with_one_object_a_line_says_what_to_name_it(tmp_path: Path) -> None:

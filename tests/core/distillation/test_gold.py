@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from core.distillation.alignment import Groups, align
-from core.distillation.gold import component_weights, gold_hybrid, gold_uld, merged, span_logprobs
+from core.distillation.gold import component_weights, gold_hybrid, gold_uld, merged, span_divergence, span_logprobs
 from core.distillation.losses import generalized_jsd
 from core.distillation.vocabulary import VocabularyMap
 
@@ -293,6 +293,48 @@ def test_the_gradient_of_the_whole_hybrid_is_that_of_finite_differences(beta: fl
         return terms.total + gold_uld(z, ids(0, 1, 3, 2), teacher, ids(1, 0, 3, 1), of, 0.9).total
 
     assert torch.autograd.gradcheck(loss, student)
+
+
+# --- a rest that only one side has ---
+
+
+def test_a_rest_that_the_student_cannot_have_is_counted_and_not_drawn_at():
+    # All of the student's columns have a partner; the teacher has .3 elsewhere. Its rest counts as 1e-4:
+    # .5 ln(.5/.6) + .2 ln(.2/.4) + .3 ln(.3/.0001) + .0001 = -.0912 - .1386 + 2.4019 + .0001 = 2.1722
+    student, teacher = logits((0.6, 0.4)).requires_grad_(), logits((0.5, 0.2, 0.3))
+    words = vocabulary([(0, 0), (1, 1)], 2, 3)
+    terms = gold_hybrid(student, ids(0), teacher, ids(0), groups([0], [0]), words, 0.0, (1.0, 0.0))
+    assert terms.total.item() == pytest.approx(2.1722, abs=1e-4)
+    # The gradient is that of the teacher's own proportions, .7 (p - q / .7): .7 * .6 - .5 = -.08
+    (gradient,) = torch.autograd.grad(terms.total, student)
+    assert gradient.tolist() == [pytest.approx([-0.08, 0.08])]
+
+
+def test_a_rest_that_the_teacher_cannot_have_pushes_the_student_out_of_it():
+    # .4 ln(.4/.5) + .3 ln(.3/.5) + .3 ln(.3/.0001) + .0001 = -.0893 - .1532 + 2.4019 + .0001 = 2.1595
+    student, teacher = logits((0.4, 0.3, 0.3)).requires_grad_(), logits((0.5, 0.5))
+    words = vocabulary([(0, 0), (1, 1)], 3, 2)
+    terms = gold_hybrid(student, ids(0), teacher, ids(0), groups([0], [0]), words, 1.0, (1.0, 0.0))
+    assert terms.total.item() == pytest.approx(2.1595, abs=1e-4)
+    (gradient,) = torch.autograd.grad(terms.total, student)
+    assert gradient[0, 2] > 1.0
+
+
+def test_a_student_with_next_to_no_rest_is_not_drawn_into_it():
+    # One junk column of 1e-6 without a partner, and a teacher with .3 outside of the common columns: without a floor
+    # the student would lose .3 of its mass to that column.
+    student = logits((0.6, 0.4 - 1e-6, 1e-6)).requires_grad_()
+    words = vocabulary([(0, 0), (1, 1)], 3, 3)
+    terms = gold_hybrid(student, ids(0), logits((0.5, 0.2, 0.3)), ids(0), groups([0], [0]), words, 0.0, (1.0, 0.0))
+    (gradient,) = torch.autograd.grad(terms.total, student)
+    assert gradient[0, 2].abs() < 1e-6
+
+
+def test_a_span_that_the_student_is_certain_of_costs_no_thousands():
+    # In float32 its probability is 1; the teacher's is .9: .9 ln(.9/1) + .1 ln(.1/.0001) + .0001 = .5961
+    spans = torch.tensor([0.0]), torch.tensor([0.9]).log()
+    assert span_divergence(*spans, 0.0).item() == pytest.approx(0.5961, abs=1e-4)
+    assert span_divergence(spans[1], spans[0], 1.0).item() == pytest.approx(0.5961, abs=1e-4)
 
 
 # --- what is refused ---

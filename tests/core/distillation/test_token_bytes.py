@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core.distillation.token_bytes import LETTERS, TokenBytes
+from core.distillation.token_bytes import LETTERS, TokenBytes, same_tokens
 from core.errors import UsageError
 from tests.support.tokenizers import NAMES, real_bytes, real_tokenizer, small_tokenizer
 
@@ -263,3 +263,29 @@ def test_ids_may_be_arrays() -> None:
     made = real_bytes("gpt2")
     ids = np.array(made.encode(b"The cat"), np.int32)
     assert made.of(ids) == b"The cat"
+
+
+# --- the same tokens on both sides ---
+
+
+def test_a_later_model_of_a_family_with_more_added_tokens_has_the_same_tokens() -> None:
+    older = TokenBytes(small_tokenizer("Ġthe"))
+    later = TokenBytes(small_tokenizer("Ġthe", special=("<eos>", "<think>"), added=("<tool>",)))
+    assert same_tokens(older, later)
+    assert same_tokens(later, older)
+    assert same_tokens(older, older)
+
+
+def test_other_pieces_other_specials_and_a_part_of_a_vocabulary_are_not_the_same_tokens() -> None:
+    one = TokenBytes(small_tokenizer("Ġthe"))
+    assert not same_tokens(one, TokenBytes(small_tokenizer("Ġtho")))
+    # The name is an ordinary added token here: in a text it would mean something else.
+    assert not same_tokens(one, TokenBytes(small_tokenizer("Ġthe", special=(), added=("<eos>",), eos=None)))
+    # Bytes alone are the first ids of the other, which goes on with words.
+    assert not same_tokens(TokenBytes(small_tokenizer(special=(), eos=None)), TokenBytes(small_tokenizer("Ġthe")))
+
+
+def test_real_tokenizers_are_the_same_only_as_themselves() -> None:
+    for name in ("gpt2", "smollm2"):
+        for other in ("gpt2", "smollm2"):
+            assert same_tokens(real_bytes(name), real_bytes(other)) == (name == other)

@@ -11,12 +11,12 @@ import pytest
 
 from core import cli
 from core.commands.compare_tokenizers import CompareTokenizers, TokenizersCompared
+from core.data.corpus import LONGEST, Passage, built_in, cut, own, spread, words_of
 from core.data.run import Run
 from core.data.statistics import wilson
 from core.errors import InputError, ModelNotFound, UsageError
-from core.evaluation.corpus import LONGEST, Passage, built_in, cut, own, spread, words_of
-from core.evaluation.tokenizer_loading import load
 from core.evaluation.tokenizers import compare, measure, share
+from core.teachers.tokenizer_loading import load
 from tests.support.tiny_model import CHATML
 from tests.support.tokenizers import CACHE, small_tokenizer, tokenizer_folder
 

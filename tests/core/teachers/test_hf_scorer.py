@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from core.errors import RequestRejected, UsageError
-from core.teachers.hf_scorer import HfScorer, head_of, run
+from core.teachers.hf_scorer import HfScorer, largest_norm
 from core.teachers.scorer import ScoreRequest
 from tests.support.tiny_model import make_tiny_model
 
@@ -116,63 +116,6 @@ def test_states_keep_the_models_number_format_and_logprobs_are_float32(folder: P
     assert (half.picked_logprobs - scorer.score([REQUESTS[1]])[0].picked_logprobs).abs().max() < 0.05
 
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 99,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-
-
-@pytest.mark.parametrize(
-    ("config", "scale", "softcap"),
-    [
-        (transformers.LlamaConfig(**SMALL), 1.0, None),
-        (transformers.GPT2Config(vocab_size=99, n_embd=32, n_layer=2, n_head=4), 1.0, None),
-        (transformers.CohereConfig(**SMALL, logit_scale=0.0625), 0.0625, None),
-        (transformers.GraniteConfig(**SMALL, logits_scaling=8.0), 0.125, None),
-        (transformers.Gemma2Config(**SMALL, final_logit_softcapping=0.5), 1.0, 0.5),
-        # Its states are projected before the head.
-        (transformers.OPTConfig(vocab_size=99, hidden_size=32, word_embed_proj_dim=16, num_hidden_layers=2,
-                                num_attention_heads=4, ffn_dim=64, do_layer_norm_before=False), 1.0, None),
-    ],
-    ids=lambda value: type(value).__name__ if hasattr(value, "vocab_size") else "",
-)  # fmt: skip
-def test_the_head_of_every_family_gives_its_logits(config: Any, scale: float, softcap: float | None):
-    torch.manual_seed(0)
-    model: Any = transformers.AutoModelForCausalLM.from_config(config).eval()
-    head = head_of(model, "a model")
-    assert head.scale == pytest.approx(scale, rel=1e-4)
-    assert head.softcap == softcap
-    ids = torch.randint(3, 99, (2, 9))
-    states, _ = run(model, ids, torch.ones_like(ids))
-    with torch.no_grad():
-        logits = model(input_ids=ids).logits
-    assert torch.allclose(head.logits(states.flatten(0, 1)), logits.flatten(0, 1), atol=1e-4)
-
-
-class Twisted(transformers.LlamaForCausalLM):
-    """Does something after its head that nobody knows."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        out = super().forward(*args, **kwargs)
-        assert out.logits is not None
-        out.logits = out.logits**3 + 1
-        return out
-
-
-def test_a_model_whose_logits_are_not_those_of_its_head_is_refused():
-    model = Twisted(transformers.LlamaConfig(**SMALL)).eval()
-    with pytest.raises(UsageError, match=r"its output layer does not give its logits .* architecture Twisted"):
-        head_of(model, "a model")
-
-
 def damaged(folder: Path, target: Path, tensor: str, token: int, value: float) -> Path:
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
@@ -197,13 +140,22 @@ def test_output_weights_that_are_not_finite_are_refused_at_the_start(folder: Pat
         opened(damaged(folder, tmp_path, "lm_head.weight", 200, float("inf")))
 
 
-def test_logits_beyond_the_number_format_are_found(folder: Path):
+def test_doubtful_logits_are_computed_and_refused_only_if_they_overflow(folder: Path):
+    scorer = opened(folder)
+    scorer._largest = float("inf")  # so that every position looks as if it might overflow, and is computed
+    assert scorer.score([REQUESTS[0]])[0].picked_logprobs.isfinite().all()
+    scorer.head.weight[3] = 3e38
+    with pytest.raises(
+        RequestRejected, match=r"row 0: the teacher's logits for token 0 of the completion are NaN.*--dtype"
+    ):
+        scorer.score([ScoreRequest([5, 6], [7])])
+
+
+def test_logits_beyond_half_precision_are_no_harm(folder: Path):
     half = opened(folder, dtype="float16")
-    half._largest = 1e9  # so that every position looks as if it might overflow, and is computed
-    assert half.score([REQUESTS[0]])[0].picked_logprobs.isfinite().all()
-    half.head.weight[3] = 6e4
-    with pytest.raises(RequestRejected, match=r"row 0: the teacher's logits for token 0 .* are infinite.*--dtype"):
-        half.score([ScoreRequest([5, 6], [7])])
+    half.head.weight[3] = 6e4  # in float16 the logit of token 3 would be infinite; heads compute in float32
+    half._largest = largest_norm(half.head, "a model")
+    assert half.score([ScoreRequest([5, 6], [7])])[0].picked_logprobs.isfinite().all()
 
 
 def test_a_text_longer_than_the_context_is_rejected_with_both_lengths(scorer: HfScorer):

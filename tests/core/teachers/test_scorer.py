@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.commands.teacher import TeacherOptions
+from core.distillation import output_head
+from core.distillation.output_head import OutputHead
 from core.errors import ModelNotFound, RequestRejected, UsageError
 from core.teachers import scorer as scorer_module
 from core.teachers.scorer import (
     Noise,
     ScoreRequest,
-    TeacherHead,
     TeacherScores,
     check_requests,
     measure_noise,
@@ -48,9 +49,9 @@ def test_a_chat_api_is_refused_with_the_reason_and_the_ways_on(values: dict[str,
     with pytest.raises(UsageError) as caught:
         open_scorer(options(**values))
     message = str(caught.value)
-    assert message.startswith(f"{values['model']} cannot be a teacher here {served}: ")
+    assert message.startswith(f"{values['model']} cannot score {served}: ")
     assert "tells only those of the tokens that it writes itself" in message
-    for way in ("--backend hf", "--backend gguf", "generate_teacher_data"):
+    for way in ("TEACHER_BACKEND=hf", "TEACHER_BACKEND=gguf", "generate_teacher_data"):
         assert way in message
 
 
@@ -86,13 +87,13 @@ def test_the_refusal_costs_no_heavy_import():
 
 def test_a_head_scales_and_caps_as_its_formula_says():
     # W h + b = (1 + 1, 2 - 1) = (2, 1);  times .5 = (1, .5);  2 tanh(z / 2) = (.9242, .4898)
-    head = TeacherHead(torch.tensor([[1.0], [2.0]]), torch.tensor([1.0, -1.0]), scale=0.5, softcap=2.0)
+    head = OutputHead(torch.tensor([[1.0], [2.0]]), torch.tensor([1.0, -1.0]), scale=0.5, softcap=2.0)
     assert torch.allclose(head.logits(torch.tensor([[1.0]])), torch.tensor([[0.9242, 0.4898]]), atol=1e-4)
 
 
 def of_logits(logits: torch.Tensor, ids: list[int]) -> TeacherScores:
     """Scores whose hidden states are the logits themselves. logits: (T, V)."""
-    return TeacherScores("full", ids, hidden=logits, head=TeacherHead(torch.eye(logits.shape[1])))
+    return TeacherScores("full", ids, hidden=logits, head=OutputHead(torch.eye(logits.shape[1])))
 
 
 def test_picked_logprobs_come_from_the_hidden_states():
@@ -110,7 +111,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch):
     logits, ids = torch.randn(7, 5), [0, 1, 2, 3, 4, 0, 1]
     whole = of_logits(logits, ids)
     picked, top = whole.picked_logprobs, whole.top(3)
-    monkeypatch.setattr(scorer_module, "CHUNK_VALUES", 10)  # two rows of five
+    monkeypatch.setattr(output_head, "CHUNK_VALUES", 10)  # two rows of five
     pieces = of_logits(logits, ids)
     assert torch.equal(pieces.picked_logprobs, picked)
     assert all(torch.equal(a, b) for a, b in zip(pieces.top(3), top, strict=True))

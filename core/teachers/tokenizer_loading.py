@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..distillation.chat import ChatSide
 from ..distillation.token_bytes import TokenBytes
 from ..errors import MissingDependency, ModelNotFound, UsageError
-from ..teachers.locate import PACKAGED, LocalModel, locate, whole_ggufs
+from .locate import PACKAGED, LocalModel, locate, whole_ggufs
 
 NAMES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
 HUB_FILES = [
@@ -48,7 +48,7 @@ class Loaded:
 def load(name: str, note: Callable[[str], None] = lambda text: None) -> Loaded:
     """Find and read a tokenizer. Raises ModelNotFound, and UsageError as `TokenBytes` does."""
     path = find(name, note)
-    tokenizer = _read(path, name)
+    tokenizer = read(path, name)
     tokenizer.name_or_path = name  # messages name what was asked for, not a folder of the cache
     notes: list[str] = []
     end: int | None = None
@@ -87,7 +87,7 @@ def find(name: str, note: Callable[[str], None] = lambda text: None) -> Path:
 
 
 def _of_gguf(model: LocalModel, note: Callable[[str], None]) -> Path:
-    from ..teachers.hf_model import tokenizer_folder  # it imports torch
+    from .hf_model import tokenizer_folder  # it imports torch
 
     try:
         return tokenizer_folder(model, note)
@@ -117,7 +117,8 @@ def _on_the_hub(name: str) -> Path:
     raise ModelNotFound(f"no tokenizer {name}. Tried: {'; '.join(tried)}. Packaged models: {', '.join(PACKAGED)}.")
 
 
-def _read(path: Path, name: str) -> Any:
+def read(path: Path, name: str) -> Any:
+    """The tokenizer at a path that `find` gave. Raises UsageError when transformers cannot load it."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:

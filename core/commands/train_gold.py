@@ -1,0 +1,371 @@
+"""Options, plan and result of `train_gold`."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from .base import Command, Option, Result
+from .teacher import Backend, TeacherOptions
+
+DATA, STUDENT, TEACHER, ROLLOUTS, LOSS = "Data", "Student", "Teacher", "Rollouts", "Loss"
+OPTIMISER, LORA, VALIDATION, RUN = "Optimiser", "LoRA", "Validation and checkpoints", "Running"
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+SPELT = {"fp32": "float32", "float": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16"}
+"""Other spellings of number formats."""
+PROJECTIONS = {name: f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
+LOWER_IS_BETTER = ("loss", "kl", "bits_per_byte", "entropy", "truncated", "repetition")
+
+
+class TrainGold(Command):
+    """Train a student on its own answers: the student answers, the teacher scores every token, the student learns.
+
+    The two may have different tokenizers (GOLD). --lmbda mixes in reference answers from the data. Any prompt file
+    will do; rows with an answer can also be trained on off-policy and are what validation measures on.
+
+    The teacher must be able to score a given text: a Hugging Face model or a GGUF file on this machine.
+    """
+
+    work: ClassVar[str] = "..training.gold:train"
+    examples: ClassVar[tuple[str, ...]] = (
+        "python scripts/train_gold.py",
+        "python scripts/train_gold.py -d train.jsonl -o runs/gold --student Qwen/Qwen2.5-0.5B-Instruct --dry-run",
+        "python scripts/train_gold.py -d train.jsonl -o runs/gold --student student --teacher smollm2 --lora",
+        "python scripts/train_gold.py -d train.jsonl -o runs/gold --resume",
+        "accelerate launch --num_processes 2 scripts/train_gold.py -d train.jsonl -o runs/gold",
+    )
+    ignored_env: ClassVar[dict[str, str]] = {
+        "KD_MAX_GROUPS": "every aligned group is trained",
+        "KD_MAX_NEW_TOKENS": "the length of the student's answers is MAX_NEW_TOKENS",
+        "KD_MIN_TEACHER_LOGP": "no group is left out: whole distributions are compared, their tails included",
+        "KD_DEBUG": "metrics.jsonl and samples.jsonl in the output folder hold every step",
+        "HF_BACKEND": "the teacher is chosen by TEACHER_BACKEND",
+    }
+
+    data: Annotated[str, Option(DATA, "-d", env="DATA_PATH", mcp=True)] = Field(min_length=1)
+    """Prompts, with or without answers: any file that generate_teacher_data reads, its train.jsonl, combined_N.json,
+    or hf:owner/name."""
+    prompt_key: Annotated[str, Option(DATA)] = "prompt"
+    """Key or column that holds the prompt."""
+    system: Annotated[str | None, Option(DATA, "-s")] = None
+    """System prompt for every row that has none of its own."""
+    turns: Annotated[Literal["all", "last"], Option(DATA)] = "all"
+    """Of a conversation with several turns: every turn of the user is a prompt, with all that was said before it; or
+    only the last one."""
+    num_samples: Annotated[int | None, Option(DATA, "-n", env="NUM_SAMPLES", mcp=True)] = Field(default=None, ge=1)
+    """Only the first so many rows of the data."""
+
+    output: Annotated[Path, Option(DATA, "-o", env="OUTPUT_DIR", mcp=True)]
+    """Folder of the run: best/, final/, step-N/, metrics.jsonl, samples.jsonl, curves.png, run.json."""
+
+    student: Annotated[str, Option(STUDENT, env=("STUDENT_MODEL_PATH", "STUDENT_MODEL_ID"), mcp=True)] = (
+        "Qwen/Qwen2.5-0.5B-Instruct"
+    )
+    """The model to train: a folder, a .gguf file, smollm2, or a name on the Hub."""
+    student_dtype: Annotated[Literal["auto", "float32", "bfloat16"], Option(STUDENT, env="STUDENT_DTYPE")] = "auto"
+    """Number format of the computation (auto: bfloat16 where CUDA has it, else float32). Trained weights are kept in
+    float32."""
+    gradient_checkpointing: Annotated[bool, Option(STUDENT)] = False
+    """Compute activations a second time instead of keeping them: less memory, about a third more time."""
+    freeze_embeddings: Annotated[bool, Option(STUDENT)] = False
+    """Leave the embeddings (and an output layer tied to them) as they are: faster, for students of the same family."""
+
+    teacher: Annotated[str, Option(TEACHER, env="TEACHER_MODEL_ID", mcp=True)] = "Qwen/Qwen2.5-7B-Instruct"
+    """The teacher: a folder, smollm2, or a name on the Hub."""
+    teacher_backend: Annotated[Backend | None, Option(TEACHER, env="TEACHER_BACKEND", mcp=True)] = None
+    """Library that runs it (default: gguf when --teacher-gguf is given, else hf). The API backends cannot score a
+    given text yet."""
+    teacher_gguf: Annotated[str | None, Option(TEACHER, env=("TEACHER_GGUF_PATH", "TEACHER_GGUF"), mcp=True)] = None
+    """gguf: a .gguf file, a folder of them, or owner/repo on the Hub."""
+    openrouter_model: Annotated[str, Option(TEACHER, env="OPENROUTER_MODEL")] = "qwen/qwen-2.5-7b-instruct"
+    """openrouter: the model there."""
+    teacher_preferred_quant: Annotated[str, Option(TEACHER, env="TEACHER_PREFERRED_QUANT")] = "Q4_K_M"
+    """gguf: the quantisation to take from a Hub repository."""
+    teacher_n_gpu_layers: Annotated[int, Option(TEACHER, env="TEACHER_N_GPU_LAYERS")] = Field(default=-1, ge=-1)
+    """gguf: layers to put on the GPU, -1 for all."""
+    teacher_n_ctx: Annotated[int, Option(TEACHER, env="TEACHER_N_CTX")] = Field(default=2048, ge=0, le=10_000_000)
+    """gguf: context length in tokens, prompt and answer together; 0 for all that the model has."""
+    teacher_top_k: Annotated[int, Option(TEACHER, env="TEACHER_TOP_K")] = Field(default=64, ge=1, le=1024)
+    """gguf: how many tokens it tells of each position; the others count as one outcome."""
+    teacher_dtype: Annotated[Precision, Option(TEACHER, env="TEACHER_DTYPE")] = "auto"
+    """hf: number format of the weights (auto: float32 on a CPU, else the model's own)."""
+    teacher_flash_attention: Annotated[bool, Option(TEACHER, env="TEACHER_FLASH_ATTENTION")] = False
+    """hf: use flash attention where it is installed and there is CUDA."""
+    teacher_load_in_4bit: Annotated[bool, Option(TEACHER)] = False
+    """hf: 4-bit weights (needs bitsandbytes)."""
+    teacher_batch_size: Annotated[int, Option(TEACHER)] = Field(default=8, ge=1)
+    """hf: texts per forward pass."""
+
+    lmbda: Annotated[float, Option(ROLLOUTS, env="LMBDA", mcp=True)] = Field(default=0.5, ge=0, le=1)
+    """Share of samples that the student answers itself (on-policy); the others take the answer in the data. Rows
+    without an answer are always on-policy."""
+    max_new_tokens: Annotated[int, Option(ROLLOUTS, env="MAX_NEW_TOKENS", mcp=True)] = Field(default=128, ge=1)
+    """Longest answer of the student, in tokens; answers in the data are cut there, too."""
+    temperature: Annotated[float, Option(ROLLOUTS, "-t")] = Field(default=1.0, gt=0, le=2)
+    """Of the student's answers."""
+    top_p: Annotated[float, Option(ROLLOUTS)] = Field(default=1.0, gt=0, le=1)
+    """Nucleus sampling of the student's answers."""
+    do_sample: Annotated[bool, Option(ROLLOUTS, env="DO_SAMPLE")] = True
+    """Draw the answers; off: always the most probable token."""
+
+    loss: Annotated[Literal["auto", "gold", "uld", "jsd"], Option(LOSS, mcp=True)] = "auto"
+    """auto: jsd for one tokenizer, gold across tokenizers. uld: compare sorted probabilities only (the baseline that
+    GOLD improves on)."""
+    beta: Annotated[float, Option(LOSS, env="BETA", mcp=True)] = Field(default=0.0, ge=0, le=1)
+    """0: KL(teacher || student), 1: KL(student || teacher), between: generalised Jensen-Shannon divergence."""
+    lambda_kd: Annotated[float, Option(LOSS, env="LAMBDA_KD")] = Field(default=1.0, ge=0)
+    """Weight of the distillation term, averaged over the tokens of a step."""
+    lambda_sft: Annotated[float, Option(LOSS, env="LAMBDA_SFT")] = Field(default=0.0, ge=0)
+    """Weight of the cross-entropy on the answers in the data, averaged over their tokens. With --lambda-kd 0: SFT."""
+    loss_temperature: Annotated[float, Option(LOSS)] = Field(default=1.0, gt=0, le=10)
+    """Divides the logits of both models before they are compared (hf teachers)."""
+    merged: Annotated[Literal["last_token", "span"], Option(LOSS)] = "last_token"
+    """gold: how groups of several tokens are compared: by columns at their last token, or by the bytes as a whole."""
+    unmatched_top_k: Annotated[int, Option(LOSS)] = Field(default=64, ge=0)
+    """gold: how many of the columns without a partner are compared by rank; 0 for all."""
+
+    max_steps: Annotated[int, Option(OPTIMISER, env="MAX_STEPS", mcp=True)] = Field(default=200, ge=1)
+    """Optimiser steps."""
+    batch_size: Annotated[int, Option(OPTIMISER, "-b", mcp=True)] = Field(default=8, ge=1)
+    """Samples per optimiser step, over all processes."""
+    micro_batch_size: Annotated[int, Option(OPTIMISER)] = Field(default=4, ge=1)
+    """Samples per forward pass of the student; halved by itself when memory runs out."""
+    learning_rate: Annotated[float | None, Option(OPTIMISER, env="LEARNING_RATE", mcp=True)] = Field(
+        default=None, gt=0, le=1
+    )
+    """Highest learning rate (default: 5e-5, or 2e-4 with --lora)."""
+    warmup_steps: Annotated[int | None, Option(OPTIMISER)] = Field(default=None, ge=0)
+    """Steps over which it rises (default: a twentieth of the steps, at least 1)."""
+    schedule: Annotated[Literal["cosine", "linear", "constant"], Option(OPTIMISER)] = "cosine"
+    """How it falls afterwards: to a tenth by a cosine, to 0 in a line, not at all."""
+    weight_decay: Annotated[float, Option(OPTIMISER)] = Field(default=0.0, ge=0)
+    """Of AdamW."""
+    grad_clip: Annotated[float, Option(OPTIMISER, env="KD_GRAD_CLIP")] = Field(default=1.0, ge=0)
+    """Longest gradient; 0 for no limit."""
+    seed: Annotated[int, Option(OPTIMISER)] = Field(default=0, ge=0, le=2**31 - 1)
+    """Of everything that is drawn: order, mix, answers, dropout, held-out rows."""
+
+    lora: Annotated[bool, Option(LORA, env="KD_LORA", mcp=True)] = False
+    """Train an adapter of low rank instead of all weights."""
+    lora_rank: Annotated[int, Option(LORA, env="KD_LORA_R")] = Field(default=16, ge=1)
+    """Its rank."""
+    lora_alpha: Annotated[int, Option(LORA, env="KD_LORA_ALPHA")] = Field(default=32, ge=1)
+    """Its scale is alpha / rank."""
+    lora_dropout: Annotated[float, Option(LORA, env="KD_LORA_DROPOUT")] = Field(default=0.05, ge=0, lt=1)
+    """Dropout before it."""
+    lora_targets: Annotated[list[str], Option(LORA, env="KD_LORA_TARGET")] = Field(
+        default=["q_proj", "k_proj", "v_proj", "o_proj"]
+    )
+    """Layers that get one, by name; q, k, v, o, gate, up and down will do."""
+    merge: Annotated[bool, Option(LORA)] = False
+    """Write best/ and final/ as whole models, with the adapter merged into the weights."""
+
+    val_fraction: Annotated[float, Option(VALIDATION, env="VAL_FRACTION", mcp=True)] = Field(default=0.1, ge=0, lt=1)
+    """Share of the rows that is held out and never trained on; 0 for no validation."""
+    val_max_samples: Annotated[int, Option(VALIDATION, env="VAL_MAX_SAMPLES")] = Field(default=200, ge=1)
+    """At most so many held-out samples are measured."""
+    eval_every: Annotated[int, Option(VALIDATION, env="EVAL_EVERY", mcp=True)] = Field(default=50, ge=1)
+    """Steps between two validations."""
+    monitor: Annotated[str, Option(VALIDATION, env="MONITOR_METRIC")] = "val_total_loss"
+    """The measure that chooses best/: val_total_loss, val_kl, val_top1_agreement, own_reverse_kl, or any other of
+    the validation events in metrics.jsonl."""
+    monitor_mode: Annotated[Literal["auto", "min", "max"], Option(VALIDATION, env="MONITOR_MODE")] = "auto"
+    """Whether lower or higher is better (auto: by the measure's name)."""
+    patience: Annotated[int, Option(VALIDATION, env="PATIENCE")] = Field(default=3, ge=0)
+    """Stop after so many validations in a row without improvement; 0 for never."""
+    save_every: Annotated[int, Option(VALIDATION, env="SAVE_EVERY", mcp=True)] = Field(default=50, ge=1)
+    """Steps between two checkpoints step-N/, from which --resume goes on."""
+    sample_every: Annotated[int, Option(VALIDATION)] = Field(default=25, ge=0)
+    """Steps between two sampled answers in samples.jsonl; 0 for none."""
+
+    resume: Annotated[bool, Option(RUN, mcp=True)] = False
+    """Go on from the last checkpoint in the output folder."""
+    overwrite: Annotated[bool, Option(RUN)] = False
+    """Remove the run in the output folder and start anew."""
+    dry_run: Annotated[bool, Option(RUN, mcp=True)] = False
+    """Load both models, measure one step, say how long the run will take, and stop. Nothing is written."""
+    device: Annotated[Literal["auto", "cuda", "mps", "cpu"], Option(RUN)] = "auto"
+    """Where to train (auto: CUDA, then Apple's MPS, then CPU)."""
+    threads: Annotated[int | None, Option(RUN, env="TEACHER_N_THREADS")] = Field(default=None, ge=1)
+    """CPU threads, of the teacher and of the student (default: all cores)."""
+    track: Annotated[Literal["trackio", "tensorboard", "wandb"] | None, Option(RUN)] = None
+    """Also send the metrics to this tracker."""
+
+    @field_validator("student_dtype", "teacher_dtype", mode="before")
+    @classmethod
+    def _spelt(cls, value: Any) -> Any:
+        return SPELT.get(value.lower(), value.lower()) if isinstance(value, str) else value
+
+    @field_validator("lora_targets", mode="before")
+    @classmethod
+    def _projections(cls, value: Any) -> Any:
+        names = value.split(",") if isinstance(value, str) else value
+        if not isinstance(names, list):
+            return names
+        parts = [part.strip() for name in names if isinstance(name, str) for part in name.split(",") if part.strip()]
+        return [PROJECTIONS.get(part, part) for part in parts]
+
+    @field_validator("lora_targets")
+    @classmethod
+    def _some_targets(cls, value: list[str]) -> list[str]:
+        if not value:
+            raise ValueError("name at least one layer, such as q_proj")
+        return value
+
+    @model_validator(mode="after")
+    def _options_that_exclude_another(self) -> "TrainGold":
+        if self.resume and self.overwrite:
+            raise ValueError("--resume goes on with a run, --overwrite removes it: give one of them")
+        if self.lambda_kd == 0 and self.lambda_sft == 0:
+            raise ValueError("--lambda-kd and --lambda-sft are both 0: there is nothing to learn from")
+        if self.backend == "gguf" and self.teacher_gguf is None and "teacher" not in self.model_fields_set:
+            raise ValueError("--teacher-backend gguf needs --teacher-gguf (TEACHER_GGUF): a .gguf file or owner/repo")
+        return self
+
+    @property
+    def backend(self) -> Backend:
+        """The teacher's library."""
+        return self.teacher_backend or ("gguf" if self.teacher_gguf else "hf")
+
+    @property
+    def teacher_name(self) -> str:
+        """The teacher, as its backend names it."""
+        if self.backend == "gguf":
+            return self.teacher_gguf or self.teacher
+        return self.openrouter_model if self.backend == "openrouter" else self.teacher
+
+    @property
+    def peak_learning_rate(self) -> float:
+        return self.learning_rate or (2e-4 if self.lora else 5e-5)
+
+    @property
+    def warmup(self) -> int:
+        """Steps of warm-up."""
+        return max(1, self.max_steps // 20) if self.warmup_steps is None else self.warmup_steps
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Of the monitored measure."""
+        if self.monitor_mode == "auto":
+            return not any(word in self.monitor for word in LOWER_IS_BETTER)
+        return self.monitor_mode == "max"
+
+    def teacher_options(self, device: str, attention: Literal["sdpa", "flash_attention_2"]) -> TeacherOptions:
+        """For `open_scorer`. device: where this process trains."""
+        return TeacherOptions(
+            model=self.teacher_name,
+            backend=self.backend,
+            preferred_quant=self.teacher_preferred_quant,
+            n_gpu_layers=self.teacher_n_gpu_layers,
+            n_ctx=self.teacher_n_ctx,
+            threads=self.threads,
+            batch_size=self.teacher_batch_size,
+            dtype=self.teacher_dtype,
+            device_map=device,
+            attention=attention,
+            load_in_4bit=self.teacher_load_in_4bit,
+        )
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class GoldPlan(Result):
+    """What `--dry-run` found, from one step that was really made."""
+
+    status: Literal["dry_run"] = "dry_run"  # pyright: ignore[reportIncompatibleVariableOverride]
+    plan: list[str]
+    """What the run would do, a line each: student, teacher, signal, data, ..."""
+    seconds_per_step: float
+    phases: dict[str, float]
+    """Seconds of the step by phase: generate, teacher, student, loss, optimiser."""
+    seconds_per_validation: float
+    seconds_in_all: float
+    peak_memory_gb: float
+    """Most memory that this process held: on the GPU where there is one, else resident."""
+    loss: float
+
+    def summary(self) -> str:
+        shares = ", ".join(f"{name} {seconds:.2f}" for name, seconds in self.phases.items())
+        return "\n".join(
+            [
+                "dry run: one step was made and thrown away; nothing was written.",
+                f"  step        {self.seconds_per_step:.2f} s ({shares}), loss {self.loss:.4g}",
+                f"  validation  {self.seconds_per_validation:.2f} s",
+                f"  memory      {self.peak_memory_gb:.2f} GB at most",
+                f"  in all      about {timedelta(seconds=round(self.seconds_in_all))}",
+                "next: the same command without --dry-run",
+            ]
+        )
+
+
+class Phase(_Part):
+    """What a part of the work took: the student's answers, the teacher's scores, the student's passes, the loss, ..."""
+
+    seconds: float
+    cpu_seconds: float
+
+
+class GoldTrained(Result):
+    """What a run did."""
+
+    output: Path
+    steps: int
+    """Optimiser steps in the folder now."""
+    best_step: int | None
+    monitor: str
+    before: dict[str, float]
+    """Held-out measures before the first step; empty without validation."""
+    after: dict[str, float]
+    """The same at the last validation."""
+    best: dict[str, float]
+    """The same at best_step."""
+    signal: str
+    """What the student learnt from, in words."""
+    samples_trained: int
+    tokens_trained: int
+    """Tokens of answers, and of how many samples, over all steps."""
+    skipped: dict[str, int]
+    """Samples that were left out, by reason."""
+    phases: dict[str, Phase]
+    seconds: float
+    curves: Path | None = None
+    improved: bool
+    """Whether the monitored measure is better at best_step than it was before the first step."""
+
+    def summary(self) -> str:
+        took = timedelta(seconds=round(self.seconds))
+        lines = [f"{self.output}: {self.steps:,} steps in {took}, {self.tokens_trained:,} tokens of answers"]
+        lines.append(f"  signal      {self.signal}")
+        if self.before and self.after:
+            lines.append(f"  {'held out':<28}{'before':>10}{'after':>10}{'best':>10}")
+            for name, value in self.before.items():
+                if name.endswith("_kd_loss"):
+                    continue
+                row = [self.after.get(name), self.best.get(name)]
+                lines.append(f"  {name:<28}{value:>10.4g}" + "".join(f"{_figure(each):>10}" for each in row))
+        total = sum(phase.seconds for phase in self.phases.values()) or 1.0
+        shares = ", ".join(f"{name} {phase.seconds / total:.0%}" for name, phase in self.phases.items())
+        lines.append(f"  time        {shares}")
+        lines += [f"  left out    {count:,} samples: {reason}" for reason, count in self.skipped.items()]
+        if self.best_step is not None:
+            lines.append(f"  best        {self.output / 'best'} (step {self.best_step}, by {self.monitor})")
+        if self.curves is not None:
+            lines.append(f"  curves      {self.curves}")
+        if self.status == "interrupted":
+            lines.append("interrupted: the same command with --resume goes on")
+        elif self.before and self.best_step and not self.improved:
+            lines.append(
+                f"next: {self.monitor} never got better than before training. Look at {self.output / 'samples.jsonl'}, "
+                "lower --learning-rate, or check the teacher with --lmbda 0"
+            )
+        else:
+            lines.append(f"next: look at {self.output / 'samples.jsonl'}; the student is in {self.output / 'best'}")
+        return "\n".join(lines)
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"

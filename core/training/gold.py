@@ -1,0 +1,125 @@
+"""`train_gold`: the student answers, the teacher scores, the student learns."""
+
+import importlib.util
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import torch
+
+from ..commands.train_gold import GoldPlan, GoldTrained, TrainGold
+from ..data.progress import Progress
+from ..data.run import Run
+from ..errors import UsageError
+from ..teachers.locate import is_local, locate
+from ..teachers.scorer import Scorer, open_scorer
+from .folder import RunFolder
+from .job import Job
+from .learner import Learner
+from .order import Order
+from .plan import plan_lines
+from .samples import read_samples
+from .signal import Signal
+from .student import load_student
+from .world import World
+
+
+def train(options: TrainGold, run: Run) -> GoldTrained | GoldPlan:
+    """Train a student. Raises UsageError before anything is written, StoppedEarly with the checkpoints kept."""
+    world = World(options)
+    if not world.main:
+        run.progress = Progress()
+    with ExitStack() as stack:
+        stack.callback(world.close)
+        return _train(options, run, world, stack)
+
+
+def _train(options: TrainGold, run: Run, world: World, stack: ExitStack) -> GoldTrained | GoldPlan:
+    note = run.progress.note
+
+    # What can be refused at once, then both models, the data as they read it, and what the student will learn from.
+    scorer = open_teacher(options, world, note)
+    folder = None if options.dry_run else world.on_main(lambda: open_folder(options, run, world, stack))
+    student = load_student(options, world.device, note)
+    signal = None
+    if scorer is not None:
+        stack.callback(scorer.close)
+        scorer.prepare(note)
+        signal = Signal(options, student.side, student.head, scorer)
+    samples = read_samples(
+        options,
+        student.side,
+        None if signal is None else signal.teacher_side,
+        student.context_tokens,
+        None if scorer is None else scorer.context_tokens,
+        note,
+    )
+    plan = plan_lines(options, student, scorer, signal, samples, world.count, world.device)
+    note("\n".join(plan))
+    learner = Learner(options, world, student, scorer, signal)
+    order = Order(len(samples.train), options.batch_size, options.seed)
+    job = Job(options, run, world, folder, learner, samples)
+    run.stop.check()
+    if options.dry_run:
+        draws = [(samples.train[place], draw) for place, draw in world.share(order.step(1))]
+        return job.rehearse(draws, plan)
+
+    with job:
+        while not job.done:
+            job.step += 1
+            torch.manual_seed((options.seed * 1_000_003 + job.step) * 1_009 + world.rank)  # for dropout
+            draws = [(samples.train[place], draw) for place, draw in world.share(order.step(job.step))]
+
+            exchanges = learner.answer(draws, aborted=lambda: run.stop.now)
+            if run.stop.now:
+                raise KeyboardInterrupt
+            exchanges = learner.score(exchanges)
+            learnt = learner.learn(exchanges)
+
+            job.record(learnt, exchanges)
+            if job.step % options.eval_every == 0 or job.step == options.max_steps:
+                job.validate()
+            interrupted = world.any(run.stop.requested)
+            if job.step % options.save_every == 0 or interrupted:
+                job.save()
+            if interrupted and not job.done:
+                return job.result("interrupted")
+        return job.finish()
+
+
+def open_teacher(options: TrainGold, world: World, note: Callable[[str], None]) -> Scorer | None:
+    """The scorer of this process; None where only the answers in the data are learnt (--lambda-kd 0).
+
+    Raises UsageError for a teacher that cannot score, is not there, or is the student itself.
+    """
+    if options.lambda_kd == 0:
+        return None
+    flash = options.teacher_flash_attention
+    if flash and not (world.device.type == "cuda" and importlib.util.find_spec("flash_attn")):
+        note("TEACHER_FLASH_ATTENTION: there is no CUDA or no package flash_attn here, so attention is torch's own")
+        flash = False
+    device = str(world.device)
+    scorer = open_scorer(
+        options.teacher_options(device, "flash_attention_2" if flash else "sdpa"), top_k=options.teacher_top_k
+    )
+    if options.backend == "hf" and same_model(options.student, options.teacher_name):
+        raise UsageError(
+            f"student and teacher are the same model ({options.teacher_name}): there is nothing to learn. "
+            "make_student makes a smaller one of it."
+        )
+    return scorer
+
+
+def same_model(student: str, teacher: str) -> bool:
+    """Whether two names stand for one model."""
+    if student == teacher:
+        return True
+    if not (is_local(student) and is_local(teacher)):
+        return False
+    return locate(student, gguf=False).path.resolve() == locate(teacher, gguf=False).path.resolve()
+
+
+def open_folder(options: TrainGold, run: Run, world: World, stack: ExitStack) -> RunFolder:
+    """The run's folder, held until the run ends. For process 0."""
+    folder = RunFolder.open(options, run.origins, {"processes": world.count})
+    stack.callback(folder.close)
+    return folder

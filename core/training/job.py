@@ -1,0 +1,311 @@
+"""What a run keeps and shows: measures, the best checkpoint, progress, the result. The loop itself is in `gold`."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+
+from ..commands.train_gold import GoldPlan, GoldTrained, TrainGold
+from ..data.run import Run
+from ..distillation.measures import Measures, add
+from ..errors import StoppedEarly, UsageError
+from .checkpoints import load_state
+from .exchange import Exchange
+from .folder import RunFolder
+from .learner import Draw, Learner, Learnt
+from .place import CURVES, METRICS
+from .report import draw_curves
+from .samples import Sample, Samples
+from .student import load_weights
+from .validation import figures, sample_lines, validate
+from .world import World
+
+NOTED = ("val_kl", "val_top1_agreement", "val_bits_per_byte", "own_reverse_kl", "own_length", "own_truncated")
+"""Measures that a person sees after a validation; all of them are in metrics.jsonl."""
+BETWEEN = ("validate", "save")
+"""Phases that are no part of a step."""
+REHEARSED = 8
+"""Held-out samples that --dry-run measures."""
+KEPT = ("step", "best_step", "stale", "ended", "samples_trained", "tokens_trained", "before", "after", "best")
+
+
+class Job:
+    """The books of one run, open in `with job:`. All processes keep them alike; process 0 alone has a folder.
+
+    step: optimiser steps made.   before, after, best: held-out measures at step 0, now, and at best_step.
+    stale: validations in a row without improvement.   ended: --patience has ended the run.
+    """
+
+    def __init__(
+        self,
+        options: TrainGold,
+        run: Run,
+        world: World,
+        folder: RunFolder | None,
+        learner: Learner,
+        samples: Samples,
+    ) -> None:
+        self.options, self.run, self.world, self.folder = options, run, world, folder
+        self.learner, self.samples = learner, samples
+        self.step = self.best_step = self.stale = self.samples_trained = self.tokens_trained = 0
+        self.before: dict[str, float] = {}
+        self.after: dict[str, float] = {}
+        self.best: dict[str, float] = {}
+        self.ended = False
+        self._saved = -1
+        self._began, self._seconds_before = time.monotonic(), 0.0
+
+    @property
+    def done(self) -> bool:
+        """Whether no step is left to make."""
+        return self.ended or self.step >= self.options.max_steps
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run, earlier parts included."""
+        return self._seconds_before + time.monotonic() - self._began
+
+    # ---- the beginning -----------------------------------------------------------------------------------------
+
+    def __enter__(self) -> "Job":
+        """Open the folder, go on from its last checkpoint with --resume, else measure the student as it comes."""
+        self._on_folder(lambda folder: folder.begin())
+        notes, finished, checkpoint = self.world.gather(
+            None if self.folder is None else (self.folder.notes, self.folder.finished, self.folder.last_checkpoint)
+        )[0] or ([], False, None)
+        for line in notes:
+            self.run.progress.note(line)
+        if self.options.resume and checkpoint is not None:
+            self._load(checkpoint)
+        if finished:
+            raise UsageError(
+                f"the run in {self.options.output} has come to its end (step {self.step}); there is nothing to resume."
+            )
+        self.world.track("train_gold", self.options.model_dump(mode="json"))
+        if not self.step:
+            self.validate()
+        self.run.progress.begin("train", total=self.options.max_steps, already=self.step, unit="steps")
+        return self
+
+    def _load(self, checkpoint: Path) -> None:
+        state = load_state(checkpoint)
+        load_weights(self.learner.student, checkpoint)
+        self.learner.load_state(state["learner"])
+        self.learner.watch.load(state["phases"])
+        self._seconds_before = state["seconds"]
+        for name in KEPT:
+            setattr(self, name, state[name])
+        self._saved = self.step
+        self.run.progress.note(f"going on after step {self.step}, from {checkpoint}")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.run.progress.end()
+        if isinstance(error, StoppedEarly) and self.folder is not None:
+            self.folder.finish("stopped", because=str(error))
+
+    # ---- measures ----------------------------------------------------------------------------------------------
+
+    def validate(self) -> None:
+        """Measure the held-out samples; keep the student when it is the best so far.
+
+        Raises UsageError at step 0 for a --monitor that is not measured.
+        """
+        if not self.samples.held_out:
+            return
+        self.after = self._measure(self.samples.held_out)
+        if self.folder is not None:
+            self.folder.event("val", step=self.step, **self.after)
+        self.world.log(self.after, self.step)
+        monitor = self.options.monitor
+        shown = {name: self.after[name] for name in (monitor, *NOTED) if name in self.after}
+        words = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
+        self.run.progress.note(f"step {self.step}: {words}")
+        if monitor not in self.after:
+            measured = ", ".join(self.after)
+            raise UsageError(f"--monitor {monitor} (MONITOR_METRIC) is not measured here. There are: {measured}.")
+        if self.step == 0:
+            self.before = self.after
+            return
+        value = self.after[monitor]
+        if not self.best or self._is_better(value, self.best[monitor]):
+            self.best, self.best_step, self.stale = self.after, self.step, 0
+            self._save("best", lambda folder: folder.best(self.step, self._save_model, self.after))
+            self._event("best_checkpoint_saved", metric=monitor, value=value)
+            return
+        self.stale += 1
+        if self.options.patience and self.stale >= self.options.patience:
+            self.ended = True
+            self.run.progress.note(f"--patience: {monitor} has not improved in {self.stale} validations")
+
+    def _is_better(self, value: float | None, other: float | None) -> bool:
+        """Of the monitored measure; one that is missing is never better, nor is it worse."""
+        if value is None or other is None:
+            return False
+        return value > other if self.options.higher_is_better else value < other
+
+    def _measure(self, held_out: Sequence[Sample]) -> dict[str, float]:
+        learner = self.learner
+        with learner.watch("validate"):
+            found = validate(
+                learner.student,
+                learner.signal,
+                learner.scorer,
+                self.world.share(held_out),
+                self.options,
+                self.world.autocast,
+                self.run.stop,
+            )
+        together: Measures = {}
+        for part in self.world.gather(found):
+            together = add(together, part)
+        return figures(together, self.options)
+
+    def record(self, learnt: Learnt, exchanges: Sequence[Exchange]) -> None:
+        """One step's figures: into metrics.jsonl, the progress bar and the tracker; now and then an answer."""
+        self.samples_trained += learnt.samples
+        self.tokens_trained += learnt.tokens
+        phases = {name: spent for name, spent in self.learner.watch.lap().items() if name not in BETWEEN}
+        seconds = sum(phases.values()) or math.nan
+        found: dict[str, Any] = {
+            "loss": learnt.loss,
+            "kd_loss": learnt.kd_loss,
+            "sft_loss": learnt.sft_loss,
+            "learning_rate": learnt.learning_rate,
+            "grad_norm": learnt.grad_norm,
+            "samples": learnt.samples,
+            "tokens": learnt.tokens,
+            "on_policy": learnt.own / max(1, learnt.samples),
+            "answer_length": learnt.own_tokens / learnt.own if learnt.own else None,
+            "truncated": learnt.truncated / learnt.own if learnt.own else None,
+            "seconds": seconds,
+            "tokens_per_s": learnt.tokens / seconds,
+        }
+        found = {name: value for name, value in found.items() if value is not None}
+        self._event("train_step", **found, phases=phases)
+        self.world.log({f"train_{name}": float(value) for name, value in found.items()}, self.step)
+        every = self.options.sample_every
+        if self.folder is not None and every and (self.step == 1 or self.step % every == 0):
+            for line in sample_lines(self.learner.student, exchanges[:1]):
+                self.folder.sample(step=self.step, **line)
+        progress = self.run.progress
+        progress.counts.done += 1
+        progress.counts.metrics = {"loss": learnt.loss, "tokens/s": found["tokens_per_s"]}
+        if "val_kl" in self.after:
+            progress.counts.metrics["held-out KL"] = self.after["val_kl"]
+        progress.tick()
+
+    def _event(self, kind: str, **fields: Any) -> None:
+        if self.folder is not None:
+            self.folder.event(kind, step=self.step, **fields)
+
+    # ---- checkpoints -------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """step-N/, from which --resume goes on."""
+        if self._saved == self.step:
+            return
+        self._event("checkpoint_saved")
+
+        def save_model(target: Path) -> None:  # with LoRA the adapter alone, whatever --merge says
+            self.learner.student.save(target, merge=False)
+
+        self._save(f"step-{self.step}", lambda folder: folder.checkpoint(self.step, save_model, self._state()))
+        self._saved = self.step
+
+    def _state(self) -> dict[str, Any]:
+        """All but the weights that the rest of the run depends on."""
+        phases = {name: phase.model_dump() for name, phase in self.learner.watch.total.items()}
+        kept = {name: getattr(self, name) for name in KEPT}
+        return {**kept, "seconds": self.seconds, "phases": phases, "learner": self.learner.state()}
+
+    def _save_model(self, target: Path) -> None:
+        self.learner.student.save(target, merge=self.options.merge)
+
+    def _save(self, what: str, work: Callable[[RunFolder], object]) -> None:
+        with self.learner.watch("save"):
+            self._on_folder(work)
+
+    def _on_folder(self, work: Callable[[RunFolder], object]) -> None:
+        """In process 0, while the others wait; what it raises is raised in all of them."""
+        folder = self.folder
+        self.world.on_main(lambda: None if folder is None else work(folder))
+
+    # ---- the end -----------------------------------------------------------------------------------------------
+
+    def finish(self) -> GoldTrained:
+        """Write final/ (and best/, where nothing was measured) and draw the curves."""
+        self._save("final", lambda folder: folder.final(self.step, self._save_model))
+        if not self.best_step:
+            self.best_step = self.step
+            self._save("best", lambda folder: folder.best(self.step, self._save_model, self.after))
+        if self.folder is not None:
+            self.folder.finish("done")
+        return self.result("done")
+
+    def result(self, status: Literal["done", "interrupted"]) -> GoldTrained:
+        """What was done, for a person and for a program."""
+        phases = {name: phase for name, phase in self.learner.watch.total.items() if phase.seconds}
+        return GoldTrained(
+            status=status,
+            output=self.options.output,
+            steps=self.step,
+            best_step=self.best_step or None,
+            monitor=self.options.monitor,
+            before=self.before,
+            after=self.after,
+            best=self.best,
+            signal="the answers in the data (cross-entropy)"
+            if self.learner.signal is None
+            else self.learner.signal.words,
+            samples_trained=self.samples_trained,
+            tokens_trained=self.tokens_trained,
+            skipped={**self.samples.skipped, **self.learner.skipped},
+            phases=phases,
+            seconds=self.seconds,
+            curves=self._draw(),
+            improved=self._is_better(self.best.get(self.options.monitor), self.before.get(self.options.monitor)),
+        )
+
+    def _draw(self) -> Path | None:
+        """curves.png; without it, a run is no worse."""
+        if self.folder is None:
+            return None
+        target = self.options.output / CURVES
+        try:
+            draw_curves(self.options.output / METRICS, target)
+        except (OSError, ModuleNotFoundError) as error:
+            self.run.progress.note(f"the curves are not drawn: {error}")
+            return None
+        return target
+
+    # ---- --dry-run ---------------------------------------------------------------------------------------------
+
+    def rehearse(self, draws: Sequence[Draw], plan: list[str]) -> GoldPlan:
+        """Make one step and throw it away: what the run will take."""
+        options, learner = self.options, self.learner
+        torch.manual_seed(options.seed)
+        learner.watch.lap()
+        learnt = learner.learn(learner.score(learner.answer(draws)), update=False)
+        phases = learner.watch.lap()
+        held_out = self.samples.held_out[:REHEARSED]
+        validation_s = 0.0
+        if held_out:
+            self._measure(held_out)
+            validation_s = sum(learner.watch.lap().values()) * len(self.samples.held_out) / len(held_out)
+        step_s = sum(phases.values())
+        validations = (1 + math.ceil(options.max_steps / options.eval_every)) if held_out else 0
+        return GoldPlan(
+            plan=plan,
+            seconds_per_step=step_s,
+            phases=phases,
+            seconds_per_validation=validation_s,
+            seconds_in_all=step_s * options.max_steps + validation_s * validations,
+            peak_memory_gb=self.world.peak_memory_gb,
+            loss=learnt.loss,
+        )

@@ -1,0 +1,199 @@
+"""How good the student is by now, on prompts that it is never trained on: on their answers, and on its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+
+from ..commands.train_gold import TrainGold
+from ..data.stop import Stop
+from ..distillation.fused import fused_cross_entropy
+from ..distillation.measures import Measures, Tally, add
+from ..errors import RequestRejected, StoppedEarly
+from ..teachers.scorer import Scorer
+from .exchange import Exchange, text_bytes
+from .samples import Sample
+from .sampling import answer
+from .signal import Signal
+from .student import Student
+
+T = TypeVar("T")
+PROMPTS = 32
+"""Prompts that the student answers together."""
+REPEATED = 4
+"""Tokens in a row that make a repetition when they come again within an answer."""
+
+
+def validate(
+    student: Student,
+    signal: Signal | None,
+    scorer: Scorer | None,
+    held_out: Sequence[Sample],
+    options: TrainGold,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    stop: Stop,
+) -> Measures:
+    """Sums and counts over these samples; those of all processes add up, and `figures` makes means of them.
+
+    On the answers in the data, each name with "val_": kd_loss and sft_loss (what training would pay for them), and all
+    of `Signal.measure`. On the student's own answers to the same prompts, drawn with the same seeds every time, each
+    with "own_": kd_loss and all of `Signal.measure`, and
+    length       tokens of an answer, its end of turn included.
+    truncated    share of answers that were cut at options.max_new_tokens.
+    repetition   share of rows of REPEATED tokens that stood before in the same answer.
+    Without a signal (SFT) there is no teacher: val_sft_loss, val_bits_per_byte and these three are left.
+
+    The student is back in the mode it was in. Raises KeyboardInterrupt when the user asked twice to stop, StoppedEarly
+    when the teacher cannot score an answer.
+    """
+    training = student.model.training
+    student.model.eval()
+    try:
+        given = [
+            _exchange(signal, sample, sample.answer_ids, sample.answer_ended, on_policy=False)
+            for sample in held_out
+            if sample.answer_ids
+        ]
+        found = _named("val_", _measured(student, signal, scorer, given, options, autocast, stop))
+        own: list[Exchange] = []
+        for samples in _batches(held_out, PROMPTS, lambda sample: len(sample.prompt_ids)):
+            written = answer(
+                student,
+                [sample.prompt_ids for sample in samples],
+                [(int(sample.key, 16) + options.seed) % 2**63 for sample in samples],
+                options,
+                autocast=autocast,
+                aborted=lambda: stop.now,
+            )
+            _check(stop)
+            own += [
+                _exchange(signal, sample, text.tokens, text.ended, on_policy=True)
+                for sample, text in zip(samples, written, strict=True)
+            ]
+        found |= _named("own_", _form(own))
+        if signal is not None:
+            found |= _named("own_", _measured(student, signal, scorer, own, options, autocast, stop))
+        return found
+    finally:
+        student.model.train(training)
+
+
+def figures(measures: Mapping[str, Tally], options: TrainGold) -> dict[str, float]:
+    """The means, by name, after val_total_loss: what training lowers, lambda_kd kd_loss + lambda_sft sft_loss.
+
+    It is that on the answers in the data; where no held-out sample has one, that on the student's own.
+    """
+    means = {name: tally.mean for name, tally in measures.items()}
+    kd = means.get("val_kd_loss", means.get("own_kd_loss", 0.0))
+    total = options.lambda_kd * kd + options.lambda_sft * means.get("val_sft_loss", 0.0)
+    return {"val_total_loss": total, **means} if means else {}
+
+
+def sample_lines(student: Student, exchanges: Sequence[Exchange]) -> list[dict[str, Any]]:
+    """Prompts and answers as texts, for people: what the user said last, and what came of it."""
+    lines: list[dict[str, Any]] = []
+    for exchange in exchanges:
+        ids = exchange.completion_ids[:-1] if exchange.ended else exchange.completion_ids
+        lines.append(
+            {
+                "place": exchange.sample.place,
+                "prompt": exchange.sample.messages[-1].get("content") if exchange.sample.messages else "",
+                "answer": student.side.token_bytes.of(ids).decode(errors="replace"),
+                "on_policy": exchange.on_policy,
+                "ended": exchange.ended,
+                "tokens": len(exchange.completion_ids),
+            }
+        )
+    return lines
+
+
+def _measured(
+    student: Student,
+    signal: Signal | None,
+    scorer: Scorer | None,
+    exchanges: Sequence[Exchange],
+    options: TrainGold,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    stop: Stop,
+) -> Measures:
+    """Losses and measures on answers. The teacher's scores of a few are held at a time."""
+    found: Measures = {}
+    for scored in _batches(exchanges, max(options.micro_batch_size, options.teacher_batch_size), _length):
+        if signal is not None and scorer is not None:
+            scored = _scored(signal, scorer, scored)
+        for batch in _batches(scored, options.micro_batch_size, _length):
+            _check(stop)
+            prompts = [exchange.sample.prompt_ids for exchange in batch]
+            with torch.no_grad(), autocast():
+                hidden = student.hidden(prompts, [exchange.completion_ids for exchange in batch])
+            with torch.no_grad():
+                if signal is not None:
+                    terms = signal.loss(hidden, student.head, batch)
+                    found = add(found, {"kd_loss": Tally(terms.total.item(), terms.tokens)})
+                    found = add(found, signal.measure(hidden, student.head, batch))
+                if options.lambda_sft and not batch[0].on_policy:
+                    ids = [place for exchange in batch for place in exchange.completion_ids]
+                    terms = fused_cross_entropy(hidden, student.head, torch.tensor(ids, device=hidden.device))
+                    found = add(found, {"sft_loss": Tally(terms.total.item(), terms.tokens)})
+                    if signal is None:
+                        size = sum(text_bytes(student.side, exchange) for exchange in batch)
+                        bits = Tally(terms.total.item() / math.log(2.0), size)
+                        found = add(found, {"bits_per_byte": bits})
+    return found
+
+
+def _scored(signal: Signal, scorer: Scorer, exchanges: Sequence[Exchange]) -> list[Exchange]:
+    """The same with the teacher's scores, without those that do not fit into its context."""
+    room = scorer.context_tokens
+    kept = [exchange for exchange in exchanges if room is None or signal.request(exchange).tokens <= room]
+    try:
+        scores = scorer.score([signal.request(exchange) for exchange in kept])
+    except RequestRejected as error:
+        places = ", ".join(exchange.sample.place for exchange in kept)
+        raise StoppedEarly(f"the teacher cannot score a held-out answer to one of {places}: {error}") from None
+    return [replace(exchange, scores=score) for exchange, score in zip(kept, scores, strict=True)]
+
+
+def _form(own: Sequence[Exchange]) -> Measures:
+    """What the student's own answers look like."""
+    rows = repeated = 0
+    for exchange in own:
+        ids = exchange.completion_ids[:-1] if exchange.ended else exchange.completion_ids
+        found = [tuple(ids[start : start + REPEATED]) for start in range(len(ids) - REPEATED + 1)]
+        rows, repeated = rows + len(found), repeated + len(found) - len(set(found))
+    return {
+        "length": Tally(sum(len(exchange.completion_ids) for exchange in own), len(own)),
+        "truncated": Tally(sum(not exchange.ended for exchange in own), len(own)),
+        "repetition": Tally(repeated, rows),
+    }
+
+
+def _exchange(signal: Signal | None, sample: Sample, ids: Sequence[int], ended: bool, on_policy: bool) -> Exchange:
+    if signal is not None:
+        return signal.exchange(sample, ids, ended, on_policy)
+    return Exchange(sample, list(ids), ended, on_policy, list(ids), None)
+
+
+def _batches(items: Sequence[T], size: int, length: Callable[[T], int]) -> Iterator[list[T]]:
+    """At most `size` at a time, those of like length together."""
+    ordered = sorted(items, key=length)
+    for start in range(0, len(ordered), size):
+        yield ordered[start : start + size]
+
+
+def _length(exchange: Exchange) -> int:
+    return len(exchange.sample.prompt_ids) + len(exchange.completion_ids)
+
+
+def _named(prefix: str, measures: Measures) -> Measures:
+    return {prefix + name: tally for name, tally in measures.items()}
+
+
+def _check(stop: Stop) -> None:
+    if stop.now:
+        raise KeyboardInterrupt

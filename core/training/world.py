@@ -1,0 +1,138 @@
+"""The processes of one job, on Hugging Face Accelerate: one on most machines, one per GPU under `accelerate launch`.
+
+Gradients are summed by hand, once per optimiser step, and not by DistributedDataParallel: processes then need not make
+the same number of backward passes (one may have run out of memory and halved its micro-batch, or have nothing to
+train), and a sum over processes divided by the global count is the very sum that one process would have made.
+"""
+
+import os
+import resource
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import gather_object
+from torch.nn import Parameter
+
+from ..commands.train_gold import TrainGold
+from ..data.environment import credential
+from ..errors import MissingDependency, UsageError
+
+T = TypeVar("T")
+
+
+class World:
+    """Where this process stands among the others, and what they do together.
+
+    device: of this process.   rank: its number from 0.   count: how many there are.
+    mixed: whether the student computes in bfloat16.
+
+    Raises UsageError for a device that is not there.
+    """
+
+    def __init__(self, options: TrainGold) -> None:
+        self.options = options
+        there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        if not there.get(options.device, True):
+            raise UsageError(f"--device {options.device}: this machine has none that torch can use. Try --device auto.")
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        bfloat16 = there["cuda"] and options.device != "cpu" and torch.cuda.is_bf16_supported()
+        self.mixed = options.student_dtype == "bfloat16" or (options.student_dtype == "auto" and bfloat16)
+        # Accelerate remembers the precision of an earlier run in this process, and refuses another.
+        AcceleratorState._reset_state(reset_partial_state=not dist.is_initialized())
+        try:
+            self.accelerator = Accelerator(
+                cpu=options.device == "cpu",
+                mixed_precision="bf16" if self.mixed else "no",
+                log_with=options.track if not options.dry_run else None,
+                project_dir=options.output,
+            )
+        except (ValueError, ImportError) as error:  # a tracker that is not installed
+            if options.track and options.track in str(error).lower():
+                raise MissingDependency(options.track, "--track", f"pip install {options.track}") from None
+            raise UsageError(f"Accelerate cannot start: {error}") from None
+        self.device: torch.device = self.accelerator.device
+        self.rank, self.count = self.accelerator.process_index, self.accelerator.num_processes
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes files and speaks to the user."""
+        return self.rank == 0
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The student's number format."""
+        return self.accelerator.autocast()
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """This process' part of what all have, every item in exactly one."""
+        return list(items[self.rank :: self.count])
+
+    def sum(self, values: Iterable[float]) -> list[float]:
+        """Each value added up over the processes."""
+        found = list(values)
+        if self.count == 1:
+            return found
+        total = torch.tensor(found, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def any(self, flag: bool) -> bool:
+        """Whether it holds in any process: all of them then do the same."""
+        return self.sum([float(flag)])[0] > 0
+
+    def gather(self, value: T) -> list[T]:
+        """Every process' value, in every process."""
+        return [value] if self.count == 1 else gather_object([value])
+
+    def sum_gradients(self, parameters: Iterable[Parameter]) -> None:
+        """Replace each gradient by its sum over the processes."""
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            if self.count > 1:
+                dist.all_reduce(parameter.grad)
+
+    def on_main(self, work: Callable[[], T]) -> T | None:
+        """Do something in process 0 only; None in the others. What it raises is raised in all of them."""
+        result: T | None = None
+        problem: BaseException | None = None
+        if self.main:
+            try:
+                result = work()
+            except Exception as error:
+                problem = error
+        problem = self.gather(problem)[0]
+        if problem is not None:
+            raise problem
+        return result
+
+    @property
+    def peak_memory_gb(self) -> float:
+        """Most that this process has held: of the GPU's memory where there is one, else resident."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated() / 1e9
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+    def track(self, name: str, config: dict[str, Any]) -> None:
+        """Begin a run in the tracker, where one was asked for. wandb reads its key from the environment alone."""
+        for key in ("WANDB_API_KEY", "WANDB_ENTITY", "WANDB_PROJECT"):
+            if self.options.track == "wandb" and (value := credential(key)):
+                os.environ.setdefault(key, value)
+        if self.options.track == "wandb":
+            name = os.environ.get("WANDB_PROJECT", name)
+        self.accelerator.init_trackers(name, config=config)
+
+    def log(self, figures: dict[str, float], step: int) -> None:
+        """Send figures to the tracker."""
+        self.accelerator.log(figures, step=step)
+
+    def close(self) -> None:
+        """End the trackers and the group of processes."""
+        self.accelerator.end_training()

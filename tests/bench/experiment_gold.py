@@ -1,0 +1,225 @@
+"""What train_gold does to a real student, three seeds each: on-policy against off-policy, GOLD against ULD and SFT.
+
+    python -m tests.bench.experiment_gold prepare            prompts, the teacher's answers, the students
+    python -m tests.bench.experiment_gold same               lmbda 0, 0.5 and 1, one tokenizer
+    python -m tests.bench.experiment_gold cross              GOLD, ULD and SFT, the student in GPT-2's vocabulary
+    python -m tests.bench.experiment_gold table              the table, from what has been run
+
+Teacher: SmolLM2-135M-Instruct. Student: 24 of its 30 layers, by `make_student`. Prompts: the questions of MMLU's
+development set that lm-eval's package carries (pip install --no-deps lm_eval), up to 300 characters, without their
+choices. The last 40 are the test set; train_gold holds out a sixth of the others. A run that is there is not made
+again, so `same` and `cross` may be stopped and started, or shared by two processes with other --seeds.
+
+Everything is budgeted by steps. The test figures are measured in float32 after training, on answers of the teacher to
+the test questions (as they were drawn, temperature 0.7, cut at 48 tokens) and on answers of the student's own.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+ITEM = re.compile(r"(.*?)\n\(A\)\s+.*?\n.*", re.DOTALL)
+TEST, LONGEST, TOKENS = 40, 300, 48
+COMMON = [
+    "--teacher=smollm2", "--batch-size=8", "--micro-batch-size=4", f"--max-new-tokens={TOKENS}",
+    "--student-dtype=bfloat16", "--teacher-dtype=bfloat16", "--val-fraction=0.16", "--val-max-samples=24",
+    "--learning-rate=3e-4", "--patience=0", "--save-every=100000", "--progress=lines",
+]  # fmt: skip
+
+
+def prepare(work: Path, threads: int) -> None:
+    """Questions, answers of the teacher, and the two students."""
+    questions = [question for question in mmlu_questions() if len(question) <= LONGEST]
+    work.mkdir(parents=True, exist_ok=True)
+    for name, some in (("train", questions[:-TEST]), ("test", questions[-TEST:])):
+        source = work / f"{name}-questions.jsonl"
+        source.write_text("".join(json.dumps({"prompt": question}) + "\n" for question in some), encoding="utf-8")
+        script(
+            "generate_teacher_data.py", "-i", source, "-o", work / f"{name}.jsonl", "-m", "smollm2",
+            "--dtype", "bfloat16", "--batch-size", 16, "--max-tokens", 64, "--temperature", 0.7, "--seed", 0,
+            "--no-drop-truncated", "--threads", threads,
+        )  # fmt: skip
+    if not (work / "student").is_dir():
+        script("make_student.py", "smollm2", "-o", work / "student", "--layers", 24)
+    if not (work / "student-gpt2").is_dir():
+        from tests.support.tokenizers import tokenizer_folder
+
+        script(
+            "make_student.py", work / "student", "-o", work / "student-gpt2", "--tokenizer", tokenizer_folder("gpt2")
+        )
+
+
+def mmlu_questions() -> list[str]:
+    """The questions of MMLU's development set, without their choices, by subject."""
+    spec = importlib.util.find_spec("lm_eval")
+    if spec is None or not spec.submodule_search_locations:
+        sys.exit("lm_eval is not installed: pip install --no-deps lm_eval")
+    path = Path(spec.submodule_search_locations[0]) / "tasks/mmlu/flan_cot_fewshot/_cot_prompts.json"
+    prompts = json.loads(path.read_text(encoding="utf-8"))
+    blocks = [block for text in prompts.values() for block in re.split(r"(?m)^Q: ", text)[1:]]
+    return [found.group(1).strip() for block in blocks if (found := ITEM.fullmatch(block))]
+
+
+def script(name: str, *arguments: Any) -> None:
+    """Run one of the project's scripts to its end."""
+    subprocess.run([sys.executable, str(ROOT / "scripts" / name), *map(str, arguments)], check=True)
+
+
+def train(work: Path, name: str, student: str, seed: int, steps: int, threads: int, *more: str) -> None:
+    """One run, and what its last weights do on the test set; into NAME-SEED.json."""
+    report = work / f"{name}-{seed}.json"
+    if report.is_file():
+        return
+    output = work / "runs" / f"{name}-{seed}"
+    command = [
+        sys.executable, str(ROOT / "scripts" / "train_gold.py"), "--json", "--overwrite", f"--data={work}/train.jsonl",
+        f"--output={output}", f"--student={work / student}", f"--seed={seed}", f"--max-steps={steps}",
+        f"--eval-every={steps // 2}", f"--threads={threads}", *COMMON, *more,
+    ]  # fmt: skip
+    began, load = time.time(), os.getloadavg()[0]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    result = json.loads(done.stdout)
+    found: dict[str, Any] = {"name": name, "seed": seed, "steps": steps, "load": load, "wall_s": time.time() - began}
+    found["validation"] = {"before": result["before"], "after": result["after"]}
+    found["phases"] = result["phases"]
+    found["test"] = {
+        "before": measured(work, work / student, threads),
+        "after": measured(work, output / "final", threads),
+    }
+    report.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    print(json.dumps({"name": name, "seed": seed, "after": found["test"]["after"]}))
+
+
+def measured(work: Path, folder: Path, threads: int) -> dict[str, float]:
+    """A student on the test set, by the validation of train_gold in float32; kept beside it for the next run."""
+    kept = work / f"measured-{folder.parent.name}-{folder.name}.json"
+    if folder.parent == work and kept.is_file():
+        return json.loads(kept.read_text(encoding="utf-8"))
+    command = [sys.executable, "-m", "tests.bench.experiment_gold", "measure", "--work", str(work)]
+    done = subprocess.run(
+        [*command, "--folder", str(folder), "--threads", str(threads)],
+        check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    figures = json.loads(done.stdout.strip().splitlines()[-1])
+    kept.write_text(json.dumps(figures), encoding="utf-8")
+    return figures
+
+
+def measure(work: Path, folder: Path, threads: int) -> None:
+    """Print the measures of a student on the test set as one line of JSON."""
+    import contextlib
+
+    from core.commands.train_gold import TrainGold
+    from core.data.stop import Stop
+    from core.teachers import open_scorer
+    from core.training.samples import read_samples
+    from core.training.signal import Signal
+    from core.training.student import load_student
+    from core.training.validation import figures, validate
+    from core.training.world import World
+
+    options = TrainGold(
+        data=str(work / "test.jsonl"), output=work / "unused", student=str(folder), teacher="smollm2",
+        max_new_tokens=TOKENS, val_fraction=0.0, threads=threads, seed=12345, device="cpu",
+    )  # fmt: skip
+    world = World(options)
+    scorer = open_scorer(options.teacher_options("cpu", "sdpa"))
+    scorer.prepare(lambda text: None)
+    student = load_student(options, world.device, lambda text: None)
+    signal = Signal(options, student.side, student.head, scorer)
+    contexts = student.context_tokens, scorer.context_tokens
+    samples = read_samples(options, student.side, signal.teacher_side, *contexts, lambda text: None)
+    found = validate(student, signal, scorer, samples.train, options, contextlib.nullcontext, Stop())
+    print(json.dumps(figures(found, options) | {"n": len(samples.train)}))
+
+
+def table(work: Path) -> None:
+    """Means of the seeds and their range, as Markdown."""
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(work.glob("*-[0-9]*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if "test" in found:
+            runs.setdefault(found["name"], []).append(found)
+    for title, names, shown in (
+        ("One tokenizer", ("lmbda0", "lmbda0.5", "lmbda1"), SAME),
+        ("Across tokenizers", ("gold", "gold-span", "uld", "sft"), CROSS),
+    ):
+        there = [name for name in names if name in runs]
+        if not there:
+            continue
+        print(f"\n{title} ({', '.join(f'{name}: n = {len(runs[name])}' for name in there)})\n")
+        print("| test set | before | " + " | ".join(there) + " |\n|---|---|" + "---|" * len(there))
+        for name in shown:
+            before = statistics.mean(run["test"]["before"][name] for run in runs[there[0]])
+            cells = [spread([run["test"]["after"][name] for run in runs[each]]) for each in there]
+            print(f"| {name} | {before:.3f} | " + " | ".join(cells) + " |")
+        for what, select in (
+            ("val_kl on the held-out sixth", lambda run: run["validation"]["after"].get("val_kl", float("nan"))),
+            ("CPU seconds, all", lambda run: sum(phase["cpu_seconds"] for phase in run["phases"].values())),
+            ("of it, generating", lambda run: run["phases"]["generate"]["cpu_seconds"]),
+        ):
+            print(f"| {what} | | " + " | ".join(spread([select(run) for run in runs[each]]) for each in there) + " |")
+
+
+SAME = (
+    "val_kl", "val_reverse_kl", "val_top1_agreement", "own_kl", "own_reverse_kl", "own_top1_agreement",
+    "own_length", "own_truncated", "own_repetition",
+)  # fmt: skip
+CROSS = ("val_bits_per_byte", "own_teacher_bits_per_byte", "own_length", "own_truncated", "own_repetition")
+
+
+def spread(values: list[float]) -> str:
+    """'0.45 (0.43-0.47)'."""
+    digits = 0 if max(map(abs, values)) > 100 else 3
+    mean = f"{statistics.mean(values):,.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):,.{digits}f}-{max(values):,.{digits}f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["prepare", "same", "cross", "table", "measure"])
+    parser.add_argument("--work", type=Path, default=Path("runs/experiment"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", help="of the runs, by name")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--folder", type=Path)
+    options = parser.parse_args()
+    work, steps, threads = options.work.absolute(), options.steps, options.threads
+    if options.what == "prepare":
+        prepare(work, threads)
+    elif options.what == "table":
+        table(work)
+    elif options.what == "measure":
+        measure(work, options.folder, threads)
+    else:
+        for seed in options.seeds:
+            for name, student, more in RUNS[options.what]:
+                if not options.only or name in options.only:
+                    train(work, name, student, seed, steps, threads, *more)
+
+
+RUNS: dict[str, list[tuple[str, str, list[str]]]] = {
+    "same": [
+        (f"lmbda{lmbda}", "student", [f"--lmbda={lmbda}", "--freeze-embeddings", "--beta=0"]) for lmbda in (0, 0.5, 1)
+    ],
+    "cross": [
+        ("gold", "student-gpt2", ["--lmbda=0", "--loss=gold", "--beta=0"]),
+        ("gold-span", "student-gpt2", ["--lmbda=0", "--loss=gold", "--beta=0", "--merged=span"]),
+        ("uld", "student-gpt2", ["--lmbda=0", "--loss=uld"]),
+        ("sft", "student-gpt2", ["--lmbda=0", "--lambda-kd=0", "--lambda-sft=1"]),
+    ],
+}
+
+
+if __name__ == "__main__":
+    main()

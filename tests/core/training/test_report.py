@@ -1,0 +1,216 @@
+"""What is drawn and said of a run's events: hand-computed figures, gaps, one point, torn lines."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from core.training.report import (
+    PANELS,
+    Closing,
+    Line,
+    closing,
+    draw_curves,
+    points,
+    read_events,
+    running_mean,
+    shown,
+)
+
+PNG = b"\x89PNG\r\n\x1a\n"
+LOSS = PANELS[0].lines[0]
+HELD_OUT = PANELS[0].lines[1]
+
+
+def step(number: int, loss: float | None = 1.0, **more: Any) -> dict[str, Any]:
+    return {"event": "train_step", "step": number, "loss": loss, "tokens": 100, "phases": {"teacher": 0.5}, **more}
+
+
+def whole_step(number: int) -> dict[str, Any]:
+    return step(number, 2.0 / number, answer_length=90.0 + number % 7, truncated=0.2, tokens_per_s=250.0)
+
+
+def val(number: int, **measures: float | None) -> dict[str, Any]:
+    return {"event": "val", "step": number, "time": "12:00", **measures}
+
+
+def whole_val(number: int) -> dict[str, Any]:
+    value = 1.0 / (1 + number)
+    return val(
+        number,
+        val_total_loss=value,
+        val_kl=value,
+        val_top1_agreement=1 - value / 2,
+        own_reverse_kl=value,
+        own_top1_agreement=1 - value / 3,
+        own_length=80.0,
+        own_truncated=value,
+        own_repetition=value / 2,
+    )
+
+
+def best(number: int) -> dict[str, Any]:
+    return {"event": "best_checkpoint_saved", "step": number, "metric": "val_kl", "value": 0.1}
+
+
+def written(folder: Path, *events: dict[str, Any], tail: str = "") -> Path:
+    path = folder / "metrics.jsonl"
+    path.write_text("".join(json.dumps(event) + "\n" for event in events) + tail, encoding="utf-8")
+    return path
+
+
+def titles(*events: dict[str, Any]) -> list[str]:
+    return [panel.title for panel, _ in shown(events)]
+
+
+# ---- the closing figures -----------------------------------------------------------------------------------------
+
+
+def test_the_closing_figures_of_a_run_that_was_best_in_the_middle():
+    # three steps of 100 tokens and 0.5 s for the teacher: 300 tokens, 1.5 s
+    found = closing(
+        [val(0, val_kl=0.9), step(1), best(1), val(1, val_kl=0.3, own_length=7), step(2), step(3), val(3, val_kl=0.4)]
+    )
+    assert found == Closing(
+        steps=3,
+        best_step=1,
+        before={"val_kl": 0.9},
+        after={"val_kl": 0.4},
+        best={"val_kl": 0.3, "own_length": 7.0},
+        tokens=300,
+        phases={"teacher": 1.5},
+    )
+
+
+def test_without_validation_there_is_neither_before_nor_after():
+    assert closing([step(1), step(2)]) == Closing(steps=2, tokens=200, phases={"teacher": 1.0})
+
+
+def test_only_a_validation_before_the_first_step_is_no_after():
+    found = closing([val(0, val_kl=0.9)])
+    assert (found.before, found.after, found.best) == ({"val_kl": 0.9}, {}, {})
+
+
+def test_a_measure_that_was_not_finite_is_left_out_of_the_closing_figures():
+    assert closing([val(0, val_kl=None, own_length=3.0)]).before == {"own_length": 3.0}
+
+
+def test_of_two_events_for_one_step_the_later_one_counts():
+    # a step that was made again after a crash is not counted twice
+    found = closing([step(1), step(2), step(2, tokens=40), val(2, val_kl=1.0), val(2, val_kl=0.5)])
+    assert (found.tokens, found.after) == (140, {"val_kl": 0.5})
+
+
+# ---- reading and points ------------------------------------------------------------------------------------------
+
+
+def test_a_torn_last_line_and_rows_without_a_step_are_left_out(tmp_path: Path):
+    path = written(tmp_path, step(1), {"event": "stopped"}, tail='{"event": "train_st')
+    assert [event["step"] for event in read_events(path)] == [1]
+    assert read_events(tmp_path / "nothing.jsonl") == []
+
+
+def test_points_come_in_the_order_of_their_steps_with_nan_for_null():
+    steps, values = points([step(3, 0.3), step(1, 0.1), step(2, None), val(1, loss=9.0)], LOSS)
+    assert steps == [1.0, 2.0, 3.0]
+    assert values[0] == 0.1
+    assert math.isnan(values[1])
+    assert values[2] == 0.3
+
+
+def test_a_line_of_validations_does_not_take_training_steps():
+    assert points([step(1, val_total_loss=5.0), val(2, val_total_loss=0.5)], HELD_OUT) == ([2.0], [0.5])
+
+
+def test_the_running_mean_of_hand_computed_values():
+    # (1), (1 + 3) / 2, (3), (5): the value that is not there counts in no mean
+    assert running_mean([1.0, 3.0, math.nan, 5.0], 2) == [1.0, 2.0, 3.0, 5.0]
+
+
+@given(st.lists(st.floats(-1e6, 1e6) | st.just(math.nan), min_size=1, max_size=30), st.integers(1, 10))
+def test_a_running_mean_lies_between_the_values_of_its_window(values: list[float], window: int):
+    for place, mean in enumerate(running_mean(values, window)):
+        seen = [value for value in values[max(0, place + 1 - window) : place + 1] if not math.isnan(value)]
+        assert math.isnan(mean) if not seen else min(seen) - 1e-6 <= mean <= max(seen) + 1e-6
+
+
+# ---- what is drawn -----------------------------------------------------------------------------------------------
+
+
+def test_all_panels_of_a_run_with_validation():
+    assert titles(whole_val(0), whole_step(1), whole_val(1)) == [
+        "Loss",
+        "Divergence from the teacher",
+        "Same most probable token as the teacher",
+        "Length of the student's answers",
+        "Broken answers of the student",
+        "Speed",
+    ]
+
+
+def test_without_validation_only_what_training_measures_is_shown():
+    assert titles(whole_step(1)) == [
+        "Loss",
+        "Length of the student's answers",
+        "Broken answers of the student",
+        "Speed",
+    ]
+
+
+def test_training_without_a_teacher_shows_bits_per_byte_in_the_place_of_the_divergence():
+    assert titles(step(1), val(1, val_bits_per_byte=0.7)) == ["Loss", "Bits per byte"]
+    assert titles(step(1), val(1, val_bits_per_byte=0.7, val_kl=0.1)) == ["Loss", "Divergence from the teacher"]
+
+
+def test_a_measure_that_is_never_finite_has_no_panel():
+    assert titles(step(1, None), val(1, val_kl=None)) == []
+
+
+def test_every_line_of_a_panel_looks_different():
+    def look(line: Line) -> tuple[str, str, bool]:
+        return line.colour, line.style, line.every_step
+
+    for panel in PANELS:
+        assert len({look(line) for line in panel.lines}) == len(panel.lines)
+
+
+@pytest.mark.parametrize(("steps", "validated"), [(0, False), (0, True), (1, False), (3, True), (60, True)])
+def test_curves_are_drawn_for_any_number_of_steps(tmp_path: Path, steps: int, validated: bool):
+    events = [whole_step(number) for number in range(1, steps + 1)]
+    if validated:
+        events += [whole_val(number) for number in {0, steps}] + [best(steps)]
+    target = tmp_path / "curves.png"
+    draw_curves(written(tmp_path, *events), target)
+    with Image.open(target) as image:
+        # 130 dots per inch, 3 columns of 4.6 inches, 2 rows of 3.3 inches and 0.4 more
+        if steps and validated:
+            assert image.size == (1794, 910)
+        colours = image.convert("RGB").getcolors(2**24)
+    assert colours is not None
+    assert len(colours) > 10
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "metrics.jsonl"]
+
+
+def test_a_gap_in_the_loss_is_drawn_as_a_gap(tmp_path: Path):
+    target = tmp_path / "curves.png"
+    draw_curves(written(tmp_path, step(1, 1.0), step(2, None), step(3, 0.5)), target)
+    assert target.read_bytes().startswith(PNG)
+
+
+def test_older_curves_are_replaced_as_a_whole_or_not_at_all(tmp_path: Path):
+    target = tmp_path / "curves.nosuchformat"
+    target.write_bytes(b"older")
+    with pytest.raises(ValueError, match="nosuchformat"):
+        draw_curves(written(tmp_path, step(1)), target)
+    assert target.read_bytes() == b"older"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.nosuchformat", "metrics.jsonl"]
+
+
+def test_curves_that_cannot_be_written_say_so(tmp_path: Path):
+    with pytest.raises(OSError, match="no-folder"):
+        draw_curves(written(tmp_path, step(1)), tmp_path / "no-folder" / "curves.png")
