@@ -4,16 +4,22 @@ import orjson
 
 from .commands.demo import Demo, DemoResult, Example
 from .commands.generate_teacher_data import Generated, GenerateTeacherData
+from .commands.make_student import MakeStudent
+from .commands.train_gold import GoldTrained, TrainGold
 from .data.jsonlines import read_lines
 from .data.run import Run
 from .errors import InputError, StoppedEarly
 from .generation.generate import generate
 
 SHOWN = 3
+HELD_OUT = 0.25
+"""Of the prompts, for the figures before and after."""
+PASSAGES = 8
+"""Of each kind of text, on which the layers' influence is measured."""
 
 
 def demo(options: Demo, run: Run) -> DemoResult:
-    """Generate teacher data. Raises DistillError as the commands do that it runs."""
+    """Generate teacher data, make a student, train it. Raises DistillError as the commands do that it runs."""
     try:
         options.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -32,13 +38,59 @@ def demo(options: Demo, run: Run) -> DemoResult:
     )
     if not isinstance(generated, Generated):
         raise StoppedEarly("the demo made no data")
-    examples: list[Example] = []
+    result = DemoResult(
+        status=generated.status,
+        stopped_because=generated.stopped_because,
+        generated=generated,
+        examples=examples(generated),
+    )
+    if generated.status != "done" or not options.steps:
+        return result
+    student = options.output / "student"
+    trained = train_student(options, generated, run)
+    return result.model_copy(update={"status": trained.status, "student": student, "trained": trained})
+
+
+def examples(generated: Generated) -> list[Example]:
+    """The first rows of the data."""
+    found: list[Example] = []
     if generated.rows_in_output:
         for _, line in read_lines(generated.output):
             messages = orjson.loads(line)["messages"]
-            examples.append(Example(prompt=messages[-2]["content"], answer=messages[-1]["content"]))
-            if len(examples) == SHOWN:
+            found.append(Example(prompt=messages[-2]["content"], answer=messages[-1]["content"]))
+            if len(found) == SHOWN:
                 break
-    return DemoResult(
-        status=generated.status, stopped_because=generated.stopped_because, generated=generated, examples=examples
+    return found
+
+
+def train_student(options: Demo, generated: Generated, run: Run) -> GoldTrained:
+    """A student out of the teacher, trained on its own answers and on the teacher's."""
+    from .training.gold import train
+    from .training.make_student import make
+
+    student = options.output / "student"
+    if not (student / "config.json").is_file():
+        run.progress.note(f"making a student with {options.layers} layers")
+        made = make(MakeStudent(model=options.model, output=student, layers=options.layers, limit=PASSAGES), run)
+        run.progress.note(made.summary())
+    trained = train(
+        TrainGold(
+            data=str(generated.output),
+            output=options.output / "gold",
+            student=str(student),
+            teacher=options.model,
+            max_steps=options.steps,
+            batch_size=4,
+            max_new_tokens=64,
+            learning_rate=3e-4,
+            freeze_embeddings=True,
+            val_fraction=HELD_OUT,
+            eval_every=max(1, options.steps // 2),
+            save_every=max(1, options.steps),
+            overwrite=True,
+        ),
+        run,
     )
+    if not isinstance(trained, GoldTrained):
+        raise StoppedEarly("the demo has trained nothing")
+    return trained

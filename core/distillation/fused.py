@@ -38,7 +38,7 @@ from .fused_chunks import (
 )
 from .losses import LOG_ZERO, divergence, tail_logprobs
 from .output_head import OutputHead
-from .terms import LossTerms
+from .terms import LossTerms, sum_dtype
 
 
 def fused_cross_entropy(hidden: Tensor, head: OutputHead, ids: Tensor, chunk: int | None = None) -> LossTerms:
@@ -53,7 +53,7 @@ def fused_cross_entropy(hidden: Tensor, head: OutputHead, ids: Tensor, chunk: in
     def compute(gradients: HeadGradients) -> Computed:
         parts = chunks(len(hidden), head.width, hidden, chunk)
         space, work = buffers(1, head.width, hidden, parts)
-        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        total = torch.zeros((), dtype=sum_dtype(hidden.device), device=hidden.device)
         for rows in parts:
             projection = Projection(head, hidden[rows], 1.0, gradients.wanted)
             exps = space[0].view(head.width, projection.count)
@@ -99,7 +99,7 @@ def fused_jsd(
     def compute(gradients: HeadGradients) -> Computed:
         parts = chunks(len(student_hidden), 2 * width, student_hidden, chunk)
         space, work = buffers(2, width, student_hidden, parts)
-        total = torch.zeros((), dtype=torch.float64, device=student_hidden.device)
+        total = torch.zeros((), dtype=sum_dtype(student_hidden.device), device=student_hidden.device)
         for rows in parts:
             student = Projection(head, student_hidden[rows], temperature, gradients.wanted)
             teacher = Projection(
@@ -146,7 +146,7 @@ def fused_top_k_tail(
     def compute(gradients: HeadGradients) -> Computed:
         parts = chunks(len(student_hidden), head.width, student_hidden, chunk)
         space, work = buffers(1, head.width, student_hidden, parts)
-        total = torch.zeros((), dtype=torch.float64, device=student_hidden.device)
+        total = torch.zeros((), dtype=sum_dtype(student_hidden.device), device=student_hidden.device)
         for rows in parts:
             projection = Projection(head, student_hidden[rows], 1.0, gradients.wanted)
             probs = space[0].view(head.width, projection.count)
@@ -214,7 +214,7 @@ def _mixture(
         for _, start, stop, (p, weighted) in each(student, here, there):
             gradient.add(start, stop, torch.addcmul(weighted, p, from_student, value=-1.0, out=p))
         gradient.close()
-    return (beta * from_teacher + (1.0 - beta) * from_student).double().sum()
+    return (beta * from_teacher + (1.0 - beta) * from_student).sum(dtype=sum_dtype(here.device))
 
 
 def _endpoint(
@@ -259,7 +259,7 @@ def _endpoint(
         for _, start, stop, (p, weighted) in each(student, here, there):
             gradient.add(start, stop, p if beta == 0.0 else torch.addcmul(weighted, p, loss, value=-1.0, out=p))
         gradient.close()
-    return loss.double().sum()
+    return loss.sum(dtype=sum_dtype(here.device))
 
 
 def _check_top_k(ids: Tensor, logprobs: Tensor, given: Tensor, width: int) -> None:

@@ -47,7 +47,7 @@ from .fused_sorted import Exact, Rest, TopK, exact_l1, top_k_l1
 from .gold import REST_FLOOR, Merged, as_indices, component_weights, span_divergence
 from .losses import LOG_ZERO
 from .output_head import OutputHead
-from .terms import LossTerms
+from .terms import LossTerms, sum_dtype
 
 if TYPE_CHECKING:
     from .alignment import Groups
@@ -119,7 +119,7 @@ def fused_hybrid(
             before, teacher_before = torch.zeros_like(before), torch.zeros_like(before)
             parts["span"] = spans
         columns = _Columns(vocabulary, beta, (w_matched, w_unmatched), unmatched_top_k, student_hidden)
-        totals = torch.zeros(2, dtype=torch.float64, device=device)
+        totals = torch.zeros(2, dtype=sum_dtype(device), device=device)
         pieces = chunks(len(whole), columns.floats_per_row, student_hidden, chunk)
         columns.allocate(pieces, student_hidden)
         for piece in pieces:
@@ -130,7 +130,7 @@ def fused_hybrid(
             found = columns.compare(
                 student, teacher, before[group], teacher_before[group], gradients, rows, teacher_rows
             )
-            totals += torch.stack([found[0].double().sum(), found[1].double().sum()])
+            totals += torch.stack([loss.sum(dtype=totals.dtype) for loss in found[:2]])
             pull[group] = found[2]
         del columns
         if gradients.wanted and len(ours.scored):

@@ -25,6 +25,7 @@ from .losses import (
     selected,
     token_logprobs,
 )
+from .terms import sum_dtype
 
 if TYPE_CHECKING:
     from .alignment import Groups
@@ -80,7 +81,7 @@ def compare(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None 
     mask = selected(mask, student_logits.shape[:-1], student_logits.device)
     check_finite(student_logits, "student logits", mask)
     check_finite(teacher_logits, "teacher logits", mask)
-    sums = torch.zeros(5, dtype=torch.float64, device=student_logits.device)
+    sums = torch.zeros(5, dtype=sum_dtype(student_logits.device), device=student_logits.device)
     rows = mask.nonzero()  # by index, because a reshape of logits that were cut would copy them
     for some in rows.split(chunk):
         place = some.unbind(-1)
@@ -128,7 +129,7 @@ def compare_groups(
     partner = torch.full((vocabulary.teacher_width,), -1, dtype=torch.long, device=device)
     partner[teacher_columns] = student_columns
 
-    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    sums = torch.zeros(3, dtype=sum_dtype(device), device=device)
     for some_student, some_teacher in zip(student_rows.split(chunk), teacher_rows.split(chunk), strict=True):
         student, teacher = log_probs(student_logits[some_student]), log_probs(teacher_logits[some_teacher])
         ours, theirs = _buckets(student, student_columns), _buckets(teacher, teacher_columns)
@@ -137,7 +138,7 @@ def compare_groups(
             for beta in (0.0, 1.0)
         ]
         agree = partner[teacher.argmax(-1)] == student.argmax(-1)
-        sums += torch.stack([values.sum(dtype=torch.float64) for values in (*divergences, agree)])
+        sums += torch.stack([values.sum(dtype=sums.dtype) for values in (*divergences, agree)])
     names = ("kl_teacher_student", "kl_student_teacher", "top1_agreement")
     measures = {name: Tally(value, len(student_rows)) for name, value in zip(names, sums.tolist(), strict=True)}
 
@@ -146,12 +147,12 @@ def compare_groups(
         ("student", student_logits, student_ids, student_columns),
         ("teacher", teacher_logits, teacher_ids, teacher_columns),
     ):
-        totals = torch.zeros(3, dtype=torch.float64, device=device)
+        totals = torch.zeros(3, dtype=sum_dtype(device), device=device)
         for rows in torch.arange(len(logits), device=device).split(chunk):
             logprobs = log_probs(logits[rows])
             picked = token_logprobs(logprobs, ids[rows])
             totals += torch.stack(
-                [_entropy(logprobs), logprobs[:, columns].exp().double().sum(), picked.double().sum()]
+                [_entropy(logprobs), logprobs[:, columns].exp().sum(dtype=totals.dtype), picked.sum(dtype=totals.dtype)]
             )
         entropy, mass, loglikelihood = totals.tolist()
         measures[f"{side}_entropy"] = Tally(entropy, len(logits))
@@ -197,7 +198,8 @@ def sampled(student_logprobs: Tensor, teacher_logprobs: Tensor, mask: Tensor | N
     mask = selected(mask, student_logprobs.shape, student_logprobs.device)
     check_logprobs(student_logprobs, "student log-probabilities", mask)
     check_logprobs(teacher_logprobs, "teacher log-probabilities", mask)
-    ratio = teacher_logprobs[mask].double().clamp_min(LOG_ZERO) - student_logprobs[mask].double().clamp_min(LOG_ZERO)
+    teacher, student = (side[mask].cpu().double().clamp_min(LOG_ZERO) for side in (teacher_logprobs, student_logprobs))
+    ratio = teacher - student
     cut = ratio.clamp_max(MAX_LOG_RATIO)
     return {
         "reverse_kl_k1": Tally(float(-ratio.sum()), len(ratio)),
@@ -219,7 +221,7 @@ def surprise(logprobs: Tensor, mask: Tensor | None, completion_bytes: int) -> Me
         raise ValueError(f"completion_bytes is {completion_bytes}; a text has 0 bytes or more")
     mask = selected(mask, logprobs.shape, logprobs.device)
     check_logprobs(logprobs, "log-probabilities", mask)
-    nats = float(-logprobs[mask].double().clamp_min(LOG_ZERO).sum())
+    nats = float(-logprobs[mask].cpu().double().clamp_min(LOG_ZERO).sum())
     return {
         "nats_per_token": Tally(nats, int(mask.sum())),
         "bits_per_byte": Tally(nats / math.log(2.0), completion_bytes),
@@ -228,12 +230,12 @@ def surprise(logprobs: Tensor, mask: Tensor | None, completion_bytes: int) -> Me
 
 def _compared(student: Tensor, teacher: Tensor) -> Tensor:
     """(5,) sums over rows of log-probabilities (N, V), in the order of `compare`."""
-    gap = teacher - student
+    gap, dtype = teacher - student, sum_dtype(student.device)
     return torch.stack(
         [
-            (teacher.exp() * gap).sum(dtype=torch.float64),
-            -(student.exp() * gap).sum(dtype=torch.float64),
-            (student.argmax(-1) == teacher.argmax(-1)).sum().double(),
+            (teacher.exp() * gap).sum(dtype=dtype),
+            -(student.exp() * gap).sum(dtype=dtype),
+            (student.argmax(-1) == teacher.argmax(-1)).sum(dtype=dtype),
             _entropy(student),
             _entropy(teacher),
         ]
@@ -241,7 +243,7 @@ def _compared(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _entropy(logprobs: Tensor) -> Tensor:
-    return -(logprobs.exp() * logprobs).sum(dtype=torch.float64)
+    return -(logprobs.exp() * logprobs).sum(dtype=sum_dtype(logprobs.device))
 
 
 def _buckets(logprobs: Tensor, columns: Tensor) -> Tensor:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
+
+
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """In what a sum over many rows is kept: float64; on Apple's MPS, which has no float64, float32."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 @dataclass(frozen=True)

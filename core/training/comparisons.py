@@ -22,7 +22,7 @@ from ..distillation.gold import Merged, student_columns
 from ..distillation.losses import log_probs, sampled_reverse_kl, token_logprobs
 from ..distillation.measures import Measures, Tally, add, compare, compare_groups
 from ..distillation.output_head import OutputHead
-from ..distillation.terms import LossTerms
+from ..distillation.terms import LossTerms, sum_dtype
 from ..distillation.vocabulary import VocabularyMap
 from .exchange import (
     Exchange,
@@ -219,7 +219,7 @@ def measure_best(hidden: Tensor, head: OutputHead, exchange: Exchange, settings:
     same, start, entropy = 0, 0, 0.0
     for ours in head.logprobs(hidden[rows]):
         same += int((ours.argmax(-1) == ids[start : start + len(ours), 0]).sum())
-        entropy -= float((ours.exp() * ours.clamp_min(-1e4)).sum(dtype=torch.float64))
+        entropy -= float((ours.exp() * ours.clamp_min(-1e4)).sum(dtype=sum_dtype(ours.device)))
         start += len(ours)
     return found | {"top1_agreement": Tally(same, len(rows)), "entropy": Tally(entropy, len(rows))}
 
@@ -328,7 +328,7 @@ def _likelihoods(hidden: Tensor, head: OutputHead, exchange: Exchange) -> Measur
 
 def _nats(ours: Tensor, theirs: Tensor) -> Measures:
     """-log p of the text on both sides."""
-    sums = [-float(side.sum(dtype=torch.float64)) for side in (ours, theirs)]
+    sums = [-float(side.sum(dtype=sum_dtype(ours.device))) for side in (ours, theirs)]
     return {"nats": Tally(sums[0], len(ours)), "teacher_nats": Tally(sums[1], len(theirs))}
 
 

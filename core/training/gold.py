@@ -55,7 +55,7 @@ def _train(options: TrainGold, run: Run, world: World, stack: ExitStack) -> Gold
     )
     plan = plan_lines(options, student, scorer, signal, samples, world.count, world.device)
     note("\n".join(plan))
-    learner = Learner(options, world, student, scorer, signal)
+    learner = Learner(options, world, student, scorer, signal, note)
     order = Order(len(samples.train), options.batch_size, options.seed)
     job = Job(options, run, world, folder, learner, samples)
     run.stop.check()

@@ -72,7 +72,11 @@ class Job:
     # ---- the beginning -----------------------------------------------------------------------------------------
 
     def __enter__(self) -> "Job":
-        """Open the folder, go on from its last checkpoint with --resume, else measure the student as it comes."""
+        """Open the folder; go on from its last checkpoint with --resume, else measure the student as it comes.
+
+        Raises UsageError, with nothing written, for a --monitor that is not measured, and a finished run.
+        """
+        before = None if self.options.resume else self._measure(self.samples.held_out)
         self._on_folder(lambda folder: folder.begin())
         notes, finished, checkpoint = self.world.gather(
             None if self.folder is None else (self.folder.notes, self.folder.finished, self.folder.last_checkpoint)
@@ -87,7 +91,7 @@ class Job:
             )
         self.world.track("train_gold", self.options.model_dump(mode="json"))
         if not self.step:
-            self.validate()
+            self.validate(before)
         self.run.progress.begin("train", total=self.options.max_steps, already=self.step, unit="steps")
         return self
 
@@ -111,14 +115,11 @@ class Job:
 
     # ---- measures ----------------------------------------------------------------------------------------------
 
-    def validate(self) -> None:
-        """Measure the held-out samples; keep the student when it is the best so far.
-
-        Raises UsageError at step 0 for a --monitor that is not measured.
-        """
-        if not self.samples.held_out:
+    def validate(self, measured: dict[str, float] | None = None) -> None:
+        """Measure the held-out samples (or take what was measured); keep the student when it is the best so far."""
+        self.after = self._measure(self.samples.held_out) if measured is None else measured
+        if not self.after:
             return
-        self.after = self._measure(self.samples.held_out)
         if self.folder is not None:
             self.folder.event("val", step=self.step, **self.after)
         self.world.log(self.after, self.step)
@@ -126,9 +127,6 @@ class Job:
         shown = {name: self.after[name] for name in (monitor, *NOTED) if name in self.after}
         words = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
         self.run.progress.note(f"step {self.step}: {words}")
-        if monitor not in self.after:
-            measured = ", ".join(self.after)
-            raise UsageError(f"--monitor {monitor} (MONITOR_METRIC) is not measured here. There are: {measured}.")
         if self.step == 0:
             self.before = self.after
             return
@@ -150,21 +148,31 @@ class Job:
         return value > other if self.options.higher_is_better else value < other
 
     def _measure(self, held_out: Sequence[Sample]) -> dict[str, float]:
-        learner = self.learner
-        with learner.watch("validate"):
-            found = validate(
-                learner.student,
-                learner.signal,
-                learner.scorer,
-                self.world.share(held_out),
-                self.options,
-                self.world.autocast,
-                self.run.stop,
-            )
+        """Means over all processes' shares. Raises UsageError when the monitored measure is not among them."""
+        if not held_out:
+            return {}
+        with self.learner.watch("validate"):
+            mine = self._measure_share(self.world.share(held_out))
         together: Measures = {}
-        for part in self.world.gather(found):
+        for part in self.world.gather(mine):
             together = add(together, part)
-        return figures(together, self.options)
+        found = figures(together, self.options)
+        if self.options.monitor not in found:
+            raise UsageError(
+                f"--monitor {self.options.monitor} (MONITOR_METRIC) is not measured here; there are {', '.join(found)}."
+            )
+        return found
+
+    def _measure_share(self, share: Sequence[Sample]) -> Measures:
+        learner = self.learner
+        while True:
+            options = self.options.model_copy(update={"micro_batch_size": learner.micro_batch_size})
+            try:
+                return validate(
+                    learner.student, learner.signal, learner.scorer, share, options, self.world.autocast, self.run.stop
+                )
+            except RuntimeError as error:
+                learner.make_room(error, share)
 
     def record(self, learnt: Learnt, exchanges: Sequence[Exchange]) -> None:
         """One step's figures: into metrics.jsonl, the progress bar and the tracker; now and then an answer."""

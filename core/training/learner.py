@@ -53,7 +53,7 @@ class Learnt:
 class Learner:
     """The student and all that changes with it.
 
-    scorer, signal: None when only the answers in the data are learnt (SFT).
+    scorer, signal: None when only the answers in the data are learnt (SFT).   note: tells the user.
     skipped: samples that a step had to leave out, by reason.
     """
 
@@ -64,8 +64,10 @@ class Learner:
         student: Student,
         scorer: Scorer | None,
         signal: Signal | None,
+        note: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.options, self.world, self.student, self.scorer, self.signal = options, world, student, scorer, signal
+        self.note = note
         self.watch = Stopwatch(world.device)
         self.parameters = student.trained_parameters()
         self.optimizer = AdamW(
@@ -185,24 +187,40 @@ class Learner:
     def _accumulate(self, exchanges: Sequence[Exchange], groups: float, answer_tokens: float) -> tuple[float, float]:
         """Gradients of this process' samples; (kd, sft) losses of them, each over the global count.
 
-        When memory runs out, the micro-batch is halved and the step's passes are made again: its size changes nothing
-        but the memory.
+        When memory runs out, the step's passes are made again in smaller micro-batches.
         """
         while True:
             self.optimizer.zero_grad(set_to_none=True)
+            totals = [0.0, 0.0]
             try:
-                totals = [0.0, 0.0]
                 for batch in micro_batches(exchanges, self.micro_batch_size):
                     for place, value in enumerate(self._backward(batch, groups, answer_tokens)):
                         totals[place] += value
                 return totals[0], totals[1]
             except RuntimeError as error:
-                if not out_of_memory(error) or self.micro_batch_size == 1:
-                    raise
-                error.__traceback__ = None  # its frames hold the tensors that did not fit
-            self.micro_batch_size = max(1, self.micro_batch_size // 2)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+                self.make_room(error, [exchange.sample for exchange in exchanges])
+
+    def make_room(self, error: RuntimeError, samples: Sequence[Sample]) -> None:
+        """Halve the micro-batch after memory ran out, and say so: its size changes nothing but the memory.
+
+        Raises `error` when it is another one, StoppedEarly when a sample does not fit alone.
+        """
+        if not out_of_memory(error):
+            raise error
+        error.__traceback__ = None  # its frames hold the tensors that did not fit
+        if self.micro_batch_size == 1:
+            longest = max(samples, key=lambda sample: len(sample.prompt_ids))
+            raise StoppedEarly(
+                f"out of memory with one sample at a time; the longest is {longest.place} with a prompt of "
+                f"{len(longest.prompt_ids):,} tokens. Use --gradient-checkpointing, --lora or --student-dtype "
+                "bfloat16, lower --max-new-tokens, or leave out long prompts."
+            ) from None
+        self.micro_batch_size //= 2
+        self.note(
+            f"out of memory: {self.micro_batch_size} samples per forward pass from now on; the step stays as it is"
+        )
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def _backward(self, batch: Sequence[Exchange], groups: float, answer_tokens: float) -> tuple[float, float]:
         options, student = self.options, self.student
@@ -235,7 +253,7 @@ class Learner:
                         sft += float(terms.total.detach()) / answer_tokens
         with self.watch("student"):
             if losses:
-                torch.stack([loss.double() for loss in losses]).sum().backward()
+                sum(losses, start=torch.zeros((), device=hidden.device)).backward()
         return kd, sft
 
     def _offline_rows(self, batch: Sequence[Exchange]) -> Tensor:
@@ -250,14 +268,11 @@ class Learner:
         for exchange in exchanges:
             with torch.no_grad(), self.world.autocast():
                 hidden = self.student.hidden([exchange.sample.prompt_ids], [exchange.completion_ids])
-                try:
-                    value = (
-                        self.signal.loss(hidden, self.student.head, [exchange]).total
-                        if self.signal is not None
-                        else hidden.sum()
-                    )
-                except ValueError:
-                    value = hidden.new_tensor(math.nan)
+                value = (
+                    hidden.sum()
+                    if self.signal is None
+                    else self.signal.loss(hidden, self.student.head, [exchange]).total
+                )
             if not math.isfinite(float(value)):
                 broken.append(exchange.sample.place)
         broken = [place for places in self.world.gather(broken) for place in places]

@@ -172,7 +172,7 @@ def _measure(what: Stage, model: Any, table: TokenBytes, passages: Sequence[Pass
         for at in range(0, len(ids), CONTEXT):
             row = torch.tensor([start + ids[at : at + CONTEXT]], device=model.device)
             logprobs = model(input_ids=row, use_cache=False).logits[0, len(start) - 1 : -1].float().log_softmax(-1)
-            bits -= float(logprobs.gather(1, row[0, len(start) :, None]).double().sum()) / math.log(2)
+            bits -= float(logprobs.gather(1, row[0, len(start) :, None]).cpu().double().sum()) / math.log(2)
         tokens, size = tokens + len(ids), size + len(data)
         run.progress.counts.done += 1
         run.progress.tick()

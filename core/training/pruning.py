@@ -56,7 +56,7 @@ class Influence:
         before = inputs[0] if inputs else named["hidden_states"]
         after = output if isinstance(output, Tensor) else output[0]
         cosines = nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
-        self._cosines[place] += float(cosines.double().sum())
+        self._cosines[place] += float(cosines.cpu().double().sum())
         if place == 0:
             self._tokens += cosines.numel()
 

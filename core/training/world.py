@@ -21,6 +21,7 @@ from torch.nn import Parameter
 
 from ..commands.train_gold import TrainGold
 from ..data.environment import credential
+from ..distillation.terms import sum_dtype
 from ..errors import MissingDependency, UsageError
 
 T = TypeVar("T")
@@ -78,7 +79,7 @@ class World:
         found = list(values)
         if self.count == 1:
             return found
-        total = torch.tensor(found, dtype=torch.float64, device=self.device)
+        total = torch.tensor(found, dtype=sum_dtype(self.device), device=self.device)
         dist.all_reduce(total)
         return total.tolist()
 
