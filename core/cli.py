@@ -59,8 +59,12 @@ def run(name: str, argv: Sequence[str]) -> tuple[int, bool]:
         check_dependencies()
         return _run(name, argv)
     except DistillError as error:
-        print(f"{name}: error: {error}", file=sys.stderr)
-        if "--json" in argv:
+        rank = other_process()
+        if rank is None:
+            print(f"{name}: error: {error}", file=sys.stderr)
+        elif not isinstance(error, UsageError):  # that concerns all processes alike, and the first one says it
+            print(f"{name}: process {rank}: {error}", file=sys.stderr)
+        if "--json" in argv and rank is None:
             print(json.dumps({"status": "error", "error": str(error)}), flush=True)
         return error.exit_code, False
     except Exception:  # a mistake of ours: exit code 1 would say that only some rows failed
@@ -89,7 +93,7 @@ def _run(name: str, argv: Sequence[str]) -> tuple[int, bool]:
 
     door = {key: flags.pop(key, None) for key in ("config", "json_", "progress", "events")}
     command, origins = resolve(model, flags, os.environ, dotenv(), door["config"])
-    silent = os.environ.get("RANK", "0") != "0"  # `accelerate launch`: one process speaks for all of them
+    silent = other_process() is not None
     try:
         progress = (
             open_progress("off", stream=io.StringIO())
@@ -114,6 +118,12 @@ def _run(name: str, argv: Sequence[str]) -> tuple[int, bool]:
     if not silent:
         print(result.summary(), file=sys.stderr)
     return result.exit_code, stop.now
+
+
+def other_process() -> str | None:
+    """The number of this process in a job of several (`accelerate launch`); None for the one that speaks for all."""
+    rank = os.environ.get("RANK", "0")
+    return None if rank == "0" else rank
 
 
 def work(command: "Command", context: "Run") -> "Result":

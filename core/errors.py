@@ -87,7 +87,19 @@ class TeacherError(DistillError):
 
 
 class RequestRejected(TeacherError):
-    """This request cannot succeed as it was sent."""
+    """This request cannot succeed as it was sent. row: which of several that were sent together, from 0."""
+
+    def __init__(
+        self,
+        reason: str,
+        message: str,
+        *,
+        billed: bool = False,
+        cost_usd: float | None = None,
+        row: int | None = None,
+    ) -> None:
+        super().__init__(reason, message, billed=billed, cost_usd=cost_usd)
+        self.row = row
 
 
 class TransientError(TeacherError):

@@ -34,7 +34,7 @@ class TrainGold(Command):
         "python scripts/train_gold.py -d train.jsonl -o runs/gold --student Qwen/Qwen2.5-0.5B-Instruct --dry-run",
         "python scripts/train_gold.py -d train.jsonl -o runs/gold --student student --teacher smollm2 --lora",
         "python scripts/train_gold.py -d train.jsonl -o runs/gold --resume",
-        "accelerate launch --num_processes 2 scripts/train_gold.py -d train.jsonl -o runs/gold",
+        "accelerate launch --multi_gpu --num_processes 2 scripts/train_gold.py -d train.jsonl -o runs/gold",
     )
     ignored_env: ClassVar[dict[str, str]] = {
         "KD_MAX_GROUPS": "every aligned group is trained",

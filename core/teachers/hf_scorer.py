@@ -93,6 +93,7 @@ class HfScorer:
                     "out_of_memory",
                     f"row {rows[0]}: no memory for a text of {batch[rows[0]].tokens} tokens, even alone: "
                     f"{str(error).splitlines()[0]}",
+                    row=rows[0],
                 ) from None
             hidden |= zip(rows, states, strict=True)
             waiting = waiting[len(rows) :]

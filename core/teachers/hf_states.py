@@ -9,7 +9,7 @@ from torch import Tensor
 from ..distillation.output_head import OutputHead
 from ..errors import UsageError
 
-NOT_FINITE = "Load it with --dtype bfloat16 or float32; if they stay so, its weights are damaged."
+NOT_FINITE = "Load it in bfloat16 or float32 (--dtype); if they stay so, its weights are damaged."
 
 
 def states_at_head(model: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -222,13 +222,16 @@ def check_requests(batch: Sequence[ScoreRequest], width: int, context: int | Non
         prompt, completion = len(request.prompt_ids), len(request.completion_ids)
         if prompt == 0:
             raise RequestRejected(
-                "no_prompt", f"row {row}: an empty prompt, so nothing predicts the first token. Begin with BOS."
+                "no_prompt",
+                f"row {row}: an empty prompt, so nothing predicts the first token. Begin with BOS.",
+                row=row,
             )
         if context is not None and prompt + completion > context:
             raise RequestRejected(
                 "context_length",
                 f"row {row}: the text has {prompt + completion} tokens ({prompt} of prompt, {completion} of "
                 f"completion), the context {context}. {longer}",
+                row=row,
             )
         for ids, what in ((request.prompt_ids, "prompt"), (request.completion_ids, "completion")):
             if len(ids) and (min(ids) < 0 or max(ids) >= width):
@@ -237,6 +240,7 @@ def check_requests(batch: Sequence[ScoreRequest], width: int, context: int | Non
                     "unknown_token",
                     f"row {row}: token {strange} in the {what}, and the model has 0 to {width - 1}. Use the "
                     "scorer's own tokenizer.",
+                    row=row,
                 )
 
 
@@ -244,7 +248,9 @@ def not_finite(row: int, position: int, value: float, way_out: str) -> RequestRe
     """position: of the completion's token whose prediction is broken."""
     what = "NaN" if value != value else "infinite"
     return RequestRejected(
-        "not_finite", f"row {row}: the teacher's logits for token {position} of the completion are {what}. {way_out}"
+        "not_finite",
+        f"row {row}: the teacher's logits for token {position} of the completion are {what}. {way_out}",
+        row=row,
     )
 
 

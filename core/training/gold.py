@@ -7,7 +7,6 @@ from contextlib import ExitStack
 import torch
 
 from ..commands.train_gold import GoldPlan, GoldTrained, TrainGold
-from ..data.progress import Progress
 from ..data.run import Run
 from ..errors import UsageError
 from ..teachers.locate import is_local, locate
@@ -26,8 +25,6 @@ from .world import World
 def train(options: TrainGold, run: Run) -> GoldTrained | GoldPlan:
     """Train a student. Raises UsageError before anything is written, StoppedEarly with the checkpoints kept."""
     world = World(options)
-    if not world.main:
-        run.progress = Progress()
     with ExitStack() as stack:
         stack.callback(world.close)
         return _train(options, run, world, stack)

@@ -252,9 +252,10 @@ class Job:
         if not self.best_step:
             self.best_step = self.step
             self._save("best", lambda folder: folder.best(self.step, self._save_model, self.after))
+        result = self.result("done")
         if self.folder is not None:
             self.folder.finish("done")
-        return self.result("done")
+        return result
 
     def result(self, status: Literal["done", "interrupted"]) -> GoldTrained:
         """What was done, for a person and for a program."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,13 +12,13 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..commands.train_gold import TrainGold
 from ..distillation.fused import fused_cross_entropy
-from ..errors import RequestRejected, StoppedEarly
+from ..errors import StoppedEarly
 from ..teachers.scorer import Scorer
 from . import sampling
 from .exchange import Exchange
 from .order import on_policy, rollout_seed
 from .samples import Sample
-from .signal import Signal
+from .signal import Signal, exchange_of
 from .stopwatch import Stopwatch
 from .student import Student
 from .world import World
@@ -97,9 +97,9 @@ class Learner:
         made: list[Exchange] = []
         for sample, draw in draws:
             if draw in answers:
-                made.append(self._exchange(sample, answers[draw].tokens, answers[draw].ended, True))
+                made.append(exchange_of(self.signal, sample, answers[draw].tokens, answers[draw].ended, True))
             elif sample.answer_ids:
-                made.append(self._exchange(sample, sample.answer_ids, sample.answer_ended, False))
+                made.append(exchange_of(self.signal, sample, sample.answer_ids, sample.answer_ended, False))
         return made
 
     def _answers_itself(self, sample: Sample, draw: int) -> bool:
@@ -107,33 +107,17 @@ class Learner:
             return False
         return not sample.answer_ids or on_policy(self.options.seed, draw, self.options.lmbda)
 
-    def _exchange(self, sample: Sample, ids: Sequence[int], ended: bool, own: bool) -> Exchange:
-        if self.signal is None:
-            return Exchange(sample, list(ids), ended, own, list(ids), None)
-        return self.signal.exchange(sample, list(ids), ended, own)
-
     # ---- score -------------------------------------------------------------------------------------------------
 
     def score(self, exchanges: Sequence[Exchange]) -> list[Exchange]:
-        """The same with the teacher's scores; those that do not fit into its context are left out and counted.
-
-        Raises StoppedEarly, which names the sample, when the teacher cannot score it.
-        """
+        """The same with the teacher's scores (`Signal.scored`); what was left out is counted."""
         if self.scorer is None or self.signal is None:
             return list(exchanges)
-        room = self.scorer.context_tokens
-        requests = [self.signal.request(exchange) for exchange in exchanges]
-        fits = [room is None or request.tokens <= room for request in requests]
-        if not all(fits):
-            self.skipped[TOO_LONG] = self.skipped.get(TOO_LONG, 0) + fits.count(False)
-        kept = [exchange for exchange, fit in zip(exchanges, fits, strict=True) if fit]
         with self.watch("teacher"):
-            try:
-                scores = self.scorer.score([request for request, fit in zip(requests, fits, strict=True) if fit])
-            except RequestRejected as error:
-                places = ", ".join(exchange.sample.place for exchange in kept)
-                raise StoppedEarly(f"the teacher cannot score an answer to one of {places}: {error}") from None
-        return [replace(exchange, scores=score) for exchange, score in zip(kept, scores, strict=True)]
+            scored = self.signal.scored(self.scorer, exchanges)
+        if lost := len(exchanges) - len(scored):
+            self.skipped[TOO_LONG] = self.skipped.get(TOO_LONG, 0) + lost
+        return scored
 
     # ---- learn -------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from ..distillation.output_head import OutputHead
 from ..distillation.terms import LossTerms
 from ..distillation.token_bytes import same_tokens
 from ..distillation.vocabulary import VocabularyMap, build_cached
-from ..errors import UsageError
+from ..errors import RequestRejected, StoppedEarly, UsageError
 from ..teachers.scorer import Scorer, ScoreRequest
 from .comparisons import COMPARISONS, Settings, bits_per_byte
 from .exchange import Exchange, text_bytes
@@ -82,6 +83,21 @@ class Signal:
         """What the scorer is asked: the conversation in the teacher's own template, then the answer."""
         return ScoreRequest(exchange.sample.teacher_prompt_ids, exchange.teacher_ids)
 
+    def scored(self, scorer: Scorer, exchanges: Sequence[Exchange]) -> list[Exchange]:
+        """The same with the teacher's scores; those that do not fit into its context are left out.
+
+        Raises StoppedEarly, which names the sample, when the teacher cannot score one of them.
+        """
+        room = scorer.context_tokens
+        kept = [exchange for exchange in exchanges if room is None or self.request(exchange).tokens <= room]
+        try:
+            scores = scorer.score([self.request(exchange) for exchange in kept])
+        except RequestRejected as error:
+            concerned = kept if error.row is None else [kept[error.row]]
+            places = ", ".join(exchange.sample.place for exchange in concerned)
+            raise StoppedEarly(f"the teacher cannot score the answer in {places}: {error}") from None
+        return [replace(exchange, scores=score) for exchange, score in zip(kept, scores, strict=True)]
+
     def loss(self, hidden: Tensor, head: OutputHead, exchanges: Sequence[Exchange]) -> LossTerms:
         """The sum over the answers' tokens (across tokenizers: groups), with its gradient.
 
@@ -139,3 +155,13 @@ class Signal:
                 f"--lmbda {options.lmbda:g} mixes in answers from the data, and {reason}: that can only judge the "
                 "student's own answers. Set --lmbda 1."
             )
+
+
+def exchange_of(signal: Signal | None, sample: Sample, ids: Sequence[int], ended: bool, own: bool) -> Exchange:
+    """An answer as the signal's two sides read it; without a signal (SFT) there is only the student's.
+
+    own: the student wrote it.
+    """
+    if signal is not None:
+        return signal.exchange(sample, ids, ended, own)
+    return Exchange(sample, list(ids), ended, own, list(ids), None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -14,17 +13,15 @@ from ..commands.train_gold import TrainGold
 from ..data.stop import Stop
 from ..distillation.fused import fused_cross_entropy
 from ..distillation.measures import Measures, Tally, add
-from ..errors import RequestRejected, StoppedEarly
+from ..errors import StoppedEarly
 from ..teachers.scorer import Scorer
 from .exchange import Exchange, text_bytes
 from .samples import Sample
 from .sampling import answer
-from .signal import Signal
+from .signal import Signal, exchange_of
 from .student import Student
 
 T = TypeVar("T")
-PROMPTS = 32
-"""Prompts that the student answers together."""
 REPEATED = 4
 """Tokens in a row that make a repetition when they come again within an answer."""
 
@@ -55,13 +52,13 @@ def validate(
     student.model.eval()
     try:
         given = [
-            _exchange(signal, sample, sample.answer_ids, sample.answer_ended, on_policy=False)
+            exchange_of(signal, sample, sample.answer_ids, sample.answer_ended, own=False)
             for sample in held_out
             if sample.answer_ids
         ]
         found = _named("val_", _measured(student, signal, scorer, given, options, autocast, stop))
         own: list[Exchange] = []
-        for samples in _batches(held_out, PROMPTS, lambda sample: len(sample.prompt_ids)):
+        for samples in _batches(held_out, options.batch_size, lambda sample: len(sample.prompt_ids)):
             written = answer(
                 student,
                 [sample.prompt_ids for sample in samples],
@@ -72,7 +69,7 @@ def validate(
             )
             _check(stop)
             own += [
-                _exchange(signal, sample, text.tokens, text.ended, on_policy=True)
+                exchange_of(signal, sample, text.tokens, text.ended, own=True)
                 for sample, text in zip(samples, written, strict=True)
             ]
         found |= _named("own_", _form(own))
@@ -125,12 +122,13 @@ def _measured(
     found: Measures = {}
     for scored in _batches(exchanges, max(options.micro_batch_size, options.teacher_batch_size), _length):
         if signal is not None and scorer is not None:
-            scored = _scored(signal, scorer, scored)
+            scored = signal.scored(scorer, scored)
         for batch in _batches(scored, options.micro_batch_size, _length):
             _check(stop)
             prompts = [exchange.sample.prompt_ids for exchange in batch]
             with torch.no_grad(), autocast():
                 hidden = student.hidden(prompts, [exchange.completion_ids for exchange in batch])
+            _check_finite(hidden, batch)
             with torch.no_grad():
                 if signal is not None:
                     terms = signal.loss(hidden, student.head, batch)
@@ -147,18 +145,6 @@ def _measured(
     return found
 
 
-def _scored(signal: Signal, scorer: Scorer, exchanges: Sequence[Exchange]) -> list[Exchange]:
-    """The same with the teacher's scores, without those that do not fit into its context."""
-    room = scorer.context_tokens
-    kept = [exchange for exchange in exchanges if room is None or signal.request(exchange).tokens <= room]
-    try:
-        scores = scorer.score([signal.request(exchange) for exchange in kept])
-    except RequestRejected as error:
-        places = ", ".join(exchange.sample.place for exchange in kept)
-        raise StoppedEarly(f"the teacher cannot score a held-out answer to one of {places}: {error}") from None
-    return [replace(exchange, scores=score) for exchange, score in zip(kept, scores, strict=True)]
-
-
 def _form(own: Sequence[Exchange]) -> Measures:
     """What the student's own answers look like."""
     rows = repeated = 0
@@ -171,12 +157,6 @@ def _form(own: Sequence[Exchange]) -> Measures:
         "truncated": Tally(sum(not exchange.ended for exchange in own), len(own)),
         "repetition": Tally(repeated, rows),
     }
-
-
-def _exchange(signal: Signal | None, sample: Sample, ids: Sequence[int], ended: bool, on_policy: bool) -> Exchange:
-    if signal is not None:
-        return signal.exchange(sample, ids, ended, on_policy)
-    return Exchange(sample, list(ids), ended, on_policy, list(ids), None)
 
 
 def _batches(items: Sequence[T], size: int, length: Callable[[T], int]) -> Iterator[list[T]]:
@@ -192,6 +172,17 @@ def _length(exchange: Exchange) -> int:
 
 def _named(prefix: str, measures: Measures) -> Measures:
     return {prefix + name: tally for name, tally in measures.items()}
+
+
+def _check_finite(hidden: torch.Tensor, batch: Sequence[Exchange]) -> None:
+    """hidden: (N, D), the rows of the batch's answers. Raises StoppedEarly, which names those that are not finite."""
+    rows = hidden.isfinite().all(-1).split([len(exchange.completion_ids) for exchange in batch])
+    broken = [exchange.sample.place for exchange, finite in zip(batch, rows, strict=True) if not finite.all()]
+    if broken:
+        raise StoppedEarly(
+            f"what the student computes for the held-out {', '.join(broken)} is not finite. Begin anew in another "
+            "--output with a lower --learning-rate or --student-dtype float32; earlier checkpoints are kept."
+        )
 
 
 def _check(stop: Stop) -> None:

@@ -1,9 +1,11 @@
-"""TRL's GOLDTrainer in its off-policy mode, on the tiny models and rows that `bench_loss` gives our loss.
+"""TRL's GOLDTrainer on the tiny models and rows that `bench_loss` and `bench_step` give ours.
 
-Prints one line of JSON: CPU seconds of a step, split into what its parts took, and resident memory before and at most.
-Gradient accumulation is 1 and tokens are merged by the chain rule ("bayesian"), so that the sums are comparable.
+Prints one line of JSON: CPU seconds of a step, split into what its parts took, and how much resident memory it added.
+Tokens are merged by the chain rule ("bayesian"), so that the sums are comparable. Off-policy, with one micro-batch a
+step, unless told otherwise; all on-policy answers have the same length (`text_only`).
 
     python -m tests.bench.trl_gold_peer --vocab 32000 --steps 2
+    python -m tests.bench.trl_gold_peer --vocab 32000 --steps 2 --lmbda 1 --accumulation 4
 """
 
 import argparse
@@ -118,6 +120,29 @@ def rows(tokens: Any, count: int) -> list[dict[str, str]]:
     raise ValueError(f"only {len(found)} of {count} rows found")
 
 
+def text_only(network: Any, tokens: Any) -> None:
+    """Let `network.generate` draw tokens of ASCII text only, from now on.
+
+    So no answer ends before it has all its tokens, and each can be decoded and read by another tokenizer without loss,
+    which is what TRL does with it (random weights draw half characters as well, and its alignment then breaks off).
+    """
+    import torch
+    from transformers import LogitsProcessorList
+
+    special = set(tokens.all_special_ids)
+    text = [place not in special and tokens.decode([place]).isascii() for place in range(len(tokens))]
+    barred = torch.zeros(len(tokens)).masked_fill(~torch.tensor(text), -torch.inf)
+    generate = network.generate
+
+    def bar(ids: Any, scores: Any) -> Any:
+        return scores + barred
+
+    def draw(*arguments: Any, logits_processor: Any = (), **named: Any) -> Any:
+        return generate(*arguments, logits_processor=LogitsProcessorList([bar, *logits_processor]), **named)
+
+    network.generate = draw
+
+
 class Peak:
     """The largest resident memory of this process, looked at every 3 ms."""
 
@@ -146,6 +171,8 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, default=32000)
     parser.add_argument("--mode", choices=["hybrid", "uld", "jsd"], default="hybrid")
     parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--lmbda", type=float, choices=[0.0, 1.0], default=0.0, help="1: the student's own answers")
+    parser.add_argument("--accumulation", type=int, default=1, help="micro-batches per step")
     options = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
@@ -168,13 +195,14 @@ def main() -> None:
     settings: dict[str, Any] = {
         "output_dir": out,
         "per_device_train_batch_size": BATCH,
-        "gradient_accumulation_steps": 1,
+        "gradient_accumulation_steps": options.accumulation,
         "max_steps": options.steps + 1,
         "max_length": PROMPT + COMPLETION + 8,
         "max_completion_length": COMPLETION,
-        "lmbda": 0.0,
+        "lmbda": options.lmbda,
         "beta": 0.5,
         "temperature": 1.0,
+        "top_p": 1.0,
         "learning_rate": 1e-4,
         "report_to": [],
         "save_strategy": "no",
@@ -197,19 +225,25 @@ def main() -> None:
         model=model("student", tokens),
         teacher_model=model("teacher", teacher_tokens),
         args=GOLDConfig(**settings),
-        train_dataset=Dataset.from_list(rows(tokens, BATCH * (options.steps + 2))),
+        train_dataset=Dataset.from_list(rows(tokens, BATCH * options.accumulation * (options.steps + 2))),
         processing_class=tokens,
     )
     spent: dict[str, float] = {}
     inner: list[float] = []
+    running: list[str] = []
+    trained: list[int] = []
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
+            if "generate" in running:  # its forward passes are its own
+                return function(*arguments, **named)
             start = time.process_time()
             inner.append(0.0)
+            running.append(name)
             try:
                 return function(*arguments, **named)
             finally:
+                running.pop()
                 took = time.process_time() - start
                 spent[name] = spent.get(name, 0.0) + took - inner.pop()
                 if inner:
@@ -224,6 +258,16 @@ def main() -> None:
     if same:
         GOLDTrainer.generalized_jsd_loss = staticmethod(timed("loss", GOLDTrainer.generalized_jsd_loss))
     trainer.accelerator.backward = timed("backward", trainer.accelerator.backward)
+    trainer.generate_on_policy_outputs = timed("generate", trainer.generate_on_policy_outputs)
+    if options.lmbda:
+        text_only(trainer.model, tokens)
+    compute_loss: Callable[..., Any] = trainer.compute_loss
+
+    def counted(model: Any, inputs: Any, *more: Any, **named: Any) -> Any:
+        trained.append(int((inputs["labels"] != -100).sum()))
+        return compute_loss(model, inputs, *more, **named)
+
+    trainer.compute_loss = counted
     begun: dict[str, float] = {}
     peak: list[Peak] = []
 
@@ -234,6 +278,7 @@ def main() -> None:
                 peak.append(Peak())
             if state.global_step == 1:  # the first is to warm up
                 spent.clear()
+                trained.clear()
                 begun["cpu_s"] = time.process_time()
 
     trainer.add_callback(Watch())
@@ -243,6 +288,7 @@ def main() -> None:
     result |= {
         "step": round(cpu_s / options.steps, 4),
         "loss_and_backward": round((spent["loss"] + spent["backward"]) / options.steps, 4),
+        "tokens": sum(trained) / options.steps,
         "peak_mb": round((peak[0].stop() - begun["resident"]) / 2**20, 1),
     }
     print(json.dumps({"peer": f"trl {trl.__version__}", "vocab": options.vocab, "mode": options.mode, **result}))

@@ -1,5 +1,6 @@
 """One optimiser step: what is averaged over what, and that micro-batches, memory and restarts change nothing."""
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -106,7 +107,7 @@ def logits(folder: Any, prompt: Sequence[int], answer: Sequence[int]) -> torch.T
 
 
 def test_the_distillation_loss_is_the_sum_over_all_tokens_by_their_number(kit: Kit) -> None:
-    """Two answers of different lengths: (KL of each token of both, together) / (tokens of both), not a mean of means."""
+    """Two answers of different lengths: (KL of all their tokens) / (tokens of both), not a mean of means."""
     learner = kit.learner(lmbda=0.0, micro_batch_size=1)
     (found,) = made(learner, count=2)
     sums: list[float] = []
@@ -290,7 +291,7 @@ def test_what_the_teacher_cannot_score_stops_the_run_and_names_the_sample(
         raise RequestRejected("nan", "row 0: the logits are not finite")
 
     monkeypatch.setattr(kit.scorer, "score", refuse)
-    with pytest.raises(StoppedEarly, match=r"an answer to one of x:1, x:2: row 0: the logits are not finite"):
+    with pytest.raises(StoppedEarly, match=r"x:1.*row 0: the logits are not finite"):
         learner.score(learner.answer(draws_of(learner, 2)))
 
 
@@ -341,9 +342,10 @@ def test_out_of_memory_halfway_through_a_step_leaves_no_gradient_behind(kit: Kit
         return hidden(prompts, completions)
 
     narrow.student.hidden = first_fits  # type: ignore[method-assign]
-    found = made(narrow, count=3)
+    found = made(narrow)
+    assert narrow.micro_batch_size == 1
     single = kit.learner(micro_batch_size=1, lmbda=0.0)
-    assert made(single, count=3)[0].loss == found[0].loss
+    assert made(single)[0].loss == found[0].loss
     assert furthest(weights_of(narrow), weights_of(single)) == 0.0
 
 
@@ -379,17 +381,6 @@ def test_a_loss_that_is_not_finite_names_the_sample_and_changes_no_weight(
     assert furthest(weights_of(learner), before) == 0.0
 
 
-def test_teacher_scores_that_are_not_finite_stop_the_run_in_words(kit: Kit) -> None:
-    learner = kit.learner(lmbda=0.0)
-    exchanges = learner.score(learner.answer(draws_of(learner, 3)))
-    scores = exchanges[2].scores
-    assert scores is not None
-    assert scores.hidden is not None
-    scores.hidden[0, 0] = math.nan
-    with pytest.raises(StoppedEarly, match="x:3"):
-        learner.learn(exchanges)
-
-
 def test_a_step_without_samples_changes_no_weight(kit: Kit) -> None:
     learner = kit.learner()
     before = weights_of(learner)
@@ -410,7 +401,7 @@ def test_a_step_that_is_only_measured_changes_nothing(kit: Kit) -> None:
 def test_a_learner_goes_on_from_the_state_of_another_to_the_bit(kit: Kit) -> None:
     whole = kit.learner(lmbda=0.0, max_steps=4)
     made(whole, steps=2)
-    state, weights = whole.state(), weights_of(whole)
+    state, weights = copy.deepcopy(whole.state()), weights_of(whole)
     fresh = kit.learner(lmbda=0.0, max_steps=4)
     fresh.student.model.load_state_dict(weights)
     fresh.load_state({**state, "micro_batch_size": 4})

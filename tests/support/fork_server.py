@@ -1,0 +1,85 @@
+"""Runs commands in forks of one Python that has imported what they need: processes of their own, to be killed at will,
+without seconds of imports each.
+
+Reads lines of JSON on stdin and answers each with one on stdout:
+    {"command", "argv", "folder", "environment", "out", "err", "file_bytes", "before"} -> {"pid"}
+    {"wait": pid, "seconds"} -> {"code"}: as subprocess has it, null when it still runs
+
+out, err: files.   file_bytes: longest file that it may write, or null.   before: "module:function" to call first, or
+null.
+"""
+
+import importlib
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path[0] = str(Path(__file__).resolve().parents[2])  # not this folder, which has a tokenizers.py
+
+
+LATER = (
+    "core.training.gold",
+    "peft",
+    "transformers.models.llama.modeling_llama",
+    "cyclopts.core",
+    "dotenv",
+    "core.cli",
+)
+"""What a run imports only on its way."""
+
+
+def child(job: dict[str, Any]) -> None:
+    os.setsid()
+    os.chdir(job["folder"])
+    os.environ.clear()
+    os.environ.update(job["environment"])
+    for number, path in ((1, job["out"]), (2, job["err"])):
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(handle, number)
+        os.close(handle)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    if job["file_bytes"] is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_bytes"],) * 2)
+    if job["before"] is not None:
+        module, _, function = job["before"].partition(":")
+        getattr(importlib.import_module(module), function)()
+    from core.cli import main
+
+    main(job["command"], job["argv"])
+
+
+def wait(pid: int, seconds: float) -> int | None:
+    until = time.monotonic() + seconds
+    while True:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > until:
+            return None
+        time.sleep(0.01)
+
+
+def serve() -> None:
+    import core.training.job
+
+    core.training.job.draw_curves = lambda *_: None  # a second for each run
+    for module in LATER:
+        importlib.import_module(module)
+    for line in sys.stdin:
+        job = json.loads(line)
+        if "wait" in job:
+            answer: dict[str, Any] = {"code": wait(job["wait"], job["seconds"])}
+        else:
+            pid = os.fork()
+            if pid == 0:
+                child(job)
+            answer = {"pid": pid}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    serve()
