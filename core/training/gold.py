@@ -3,13 +3,13 @@
 import importlib.util
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 
 import torch
 
 from ..commands.train_gold import GoldPlan, GoldTrained, TrainGold
 from ..data.run import Run
 from ..errors import UsageError
-from ..teachers.locate import is_local, locate
 from ..teachers.scorer import Scorer, open_scorer
 from .folder import RunFolder
 from .job import Job
@@ -108,11 +108,8 @@ def open_teacher(options: TrainGold, world: World, note: Callable[[str], None]) 
 
 def same_model(student: str, teacher: str) -> bool:
     """Whether two names stand for one model."""
-    if student == teacher:
-        return True
-    if not (is_local(student) and is_local(teacher)):
-        return False
-    return locate(student, gguf=False).path.resolve() == locate(teacher, gguf=False).path.resolve()
+    paths = [Path(name).expanduser().resolve() for name in (student, teacher)]
+    return student == teacher or (paths[0] == paths[1] and paths[0].exists())
 
 
 def open_folder(options: TrainGold, run: Run, world: World, stack: ExitStack) -> RunFolder:

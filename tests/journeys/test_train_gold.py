@@ -58,15 +58,28 @@ def test_from_a_teacher_to_a_student_that_answers(folder: Path, models: Models) 
     """make_student, train_gold with LoRA merged, and the student writes answers through generate_teacher_data."""
     ran(folder, MAKE, "--model", "teacher", "--output", "small", "--layers", "1")
     shaken(folder / "small", 1.0)
-    more = ("--lora", "--merge", "--max-steps", "3", "--max-new-tokens", "8", "--val-fraction", "0.2")
+    more = (
+        "--lora",
+        "--merge",
+        "--max-steps",
+        "3",
+        "--save-every",
+        "3",
+        "--max-new-tokens",
+        "8",
+        "--val-fraction",
+        "0.2",
+    )
     ran(folder, TRAIN, "-d", "train.jsonl", "-o", "run", "--student", "small", "--teacher", str(models.teacher), *more)
     write_rows(folder / "prompts.jsonl", [{"prompt": f"What is {number}?"} for number in range(3)])
     given = ("--input", "prompts.jsonl", "--output", "answers.jsonl", "--backend", "hf", "--max-tokens", "8")
     outcome = ended(start(folder, *given, "--model", "run/final", script=GENERATE, PYTHONWARNDEFAULTENCODING=""), 120)
     assert outcome.code in (0, 1), outcome.stderr  # a tiny model may give an empty answer
     assert "Traceback" not in outcome.stderr
-    again = ended(start(folder, "-d", "train.jsonl", "-o", "run2", "--student", "run/step-3", script=TRAIN), 60)
-    assert again.code == 2 or "adapter" not in again.stderr
+    adapter = ("--student", "run/step-3", "--teacher", str(models.teacher))  # to go on from, not merged
+    refused = ended(start(folder, "-d", "train.jsonl", "-o", "run2", *adapter, script=TRAIN), 60)
+    assert refused.code == 2, refused.stderr
+    assert "run/step-3 is a LoRA adapter" in refused.stderr
 
 
 @pytest.mark.slow

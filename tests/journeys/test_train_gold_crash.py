@@ -243,10 +243,10 @@ def test_a_disk_on_which_not_even_a_model_fits(scene: Scene, tmp_path: Path) -> 
     output = tmp_path / "run"
     outcome = scene.start(output, file_bytes=100_000).ended()
     assert outcome.code == 3, outcome.stderr
-    assert "best cannot be saved: " in outcome.stderr
+    assert "step-2 cannot be saved: " in outcome.stderr
     assert "File too large" in outcome.stderr
     assert "Traceback" not in outcome.stderr
-    assert not (output / "best").exists()
+    assert not (output / "step-2").exists()
     again = scene.start(output).ended()
     assert again.code == 0, again.stderr
     is_the_same(output, scene.undisturbed)
