@@ -5,6 +5,7 @@ the same number of backward passes (one may have run out of memory and halved it
 train), and a sum over processes divided by the global count is the very sum that one process would have made.
 """
 
+import importlib.util
 import os
 import resource
 import sys
@@ -41,23 +42,22 @@ class World:
         there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         if not there.get(options.device, True):
             raise UsageError(f"--device {options.device}: this machine has none that torch can use. Try --device auto.")
+        if (
+            options.track and importlib.util.find_spec(options.track) is None
+        ):  # Accelerate would leave it out in silence
+            raise MissingDependency(options.track, f"--track {options.track}", f"pip install {options.track}")
         if options.threads:
             torch.set_num_threads(options.threads)
         bfloat16 = there["cuda"] and options.device != "cpu" and torch.cuda.is_bf16_supported()
         self.mixed = options.student_dtype == "bfloat16" or (options.student_dtype == "auto" and bfloat16)
         # Accelerate remembers the precision of an earlier run in this process, and refuses another.
         AcceleratorState._reset_state(reset_partial_state=not dist.is_initialized())
-        try:
-            self.accelerator = Accelerator(
-                cpu=options.device == "cpu",
-                mixed_precision="bf16" if self.mixed else "no",
-                log_with=options.track if not options.dry_run else None,
-                project_dir=options.output,
-            )
-        except (ValueError, ImportError) as error:  # a tracker that is not installed
-            if options.track and options.track in str(error).lower():
-                raise MissingDependency(options.track, "--track", f"pip install {options.track}") from None
-            raise UsageError(f"Accelerate cannot start: {error}") from None
+        self.accelerator = Accelerator(
+            cpu=options.device == "cpu",
+            mixed_precision="bf16" if self.mixed else "no",
+            log_with=options.track if not options.dry_run else None,
+            project_dir=options.output,
+        )
         self.device: torch.device = self.accelerator.device
         self.rank, self.count = self.accelerator.process_index, self.accelerator.num_processes
 
@@ -128,7 +128,10 @@ class World:
                 os.environ.setdefault(key, value)
         if self.options.track == "wandb":
             name = os.environ.get("WANDB_PROJECT", name)
-        self.accelerator.init_trackers(name, config=config)
+        plain = {
+            key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in config.items()
+        }
+        self.accelerator.init_trackers(name, config=plain)  # tensorboard takes nothing else
 
     def log(self, figures: dict[str, float], step: int) -> None:
         """Send figures to the tracker."""

@@ -76,19 +76,22 @@ def script(name: str, *arguments: Any) -> None:
 
 def train(work: Path, name: str, student: str, seed: int, steps: int, threads: int, *more: str) -> None:
     """One run, and what its last weights do on the test set; into NAME-SEED.json."""
-    report = work / f"{name}-{seed}.json"
+    report, output = work / f"{name}-{seed}.json", work / "runs" / f"{name}-{seed}"
+    trained = work / "runs" / f"{name}-{seed}.json"
     if report.is_file():
         return
-    output = work / "runs" / f"{name}-{seed}"
     command = [
         sys.executable, str(ROOT / "scripts" / "train_gold.py"), "--json", "--overwrite", f"--data={work}/train.jsonl",
         f"--output={output}", f"--student={work / student}", f"--seed={seed}", f"--max-steps={steps}",
         f"--eval-every={steps // 2}", f"--threads={threads}", *COMMON, *more,
     ]  # fmt: skip
-    began, load = time.time(), os.getloadavg()[0]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    result = json.loads(done.stdout)
-    found: dict[str, Any] = {"name": name, "seed": seed, "steps": steps, "load": load, "wall_s": time.time() - began}
+    if not trained.is_file():
+        began, load = time.time(), os.getloadavg()[0]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        about = {"load": load, "wall_s": time.time() - began}
+        trained.write_text(json.dumps(json.loads(done.stdout) | {"about": about}), encoding="utf-8")
+    result = json.loads(trained.read_text(encoding="utf-8"))
+    found: dict[str, Any] = {"name": name, "seed": seed, "steps": steps, **result["about"]}
     found["validation"] = {"before": result["before"], "after": result["after"]}
     found["phases"] = result["phases"]
     found["test"] = {
@@ -120,7 +123,7 @@ def measure(work: Path, folder: Path, threads: int) -> None:
 
     from core.commands.train_gold import TrainGold
     from core.data.stop import Stop
-    from core.teachers import open_scorer
+    from core.teachers.scorer import open_scorer
     from core.training.samples import read_samples
     from core.training.signal import Signal
     from core.training.student import load_student
