@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
-from .errors import DistillError, ExitCode, MissingDependency, UsageError
+from .errors import DistillError, Elsewhere, ExitCode, MissingDependency, UsageError
 
 if TYPE_CHECKING:
     import cyclopts
@@ -62,7 +62,7 @@ def run(name: str, argv: Sequence[str]) -> tuple[int, bool]:
         rank = other_process()
         if rank is None:
             print(f"{name}: error: {error}", file=sys.stderr)
-        elif not isinstance(error, UsageError):  # that concerns all processes alike, and the first one says it
+        elif not isinstance(error, Elsewhere):
             print(f"{name}: process {rank}: {error}", file=sys.stderr)
         if "--json" in argv and rank is None:
             print(json.dumps({"status": "error", "error": str(error)}), flush=True)
@@ -122,8 +122,8 @@ def _run(name: str, argv: Sequence[str]) -> tuple[int, bool]:
 
 def other_process() -> str | None:
     """The number of this process in a job of several (`accelerate launch`); None for the one that speaks for all."""
-    rank = os.environ.get("RANK", "0")
-    return None if rank == "0" else rank
+    rank, alone = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1") == "1"
+    return None if rank == "0" or alone else rank
 
 
 def work(command: "Command", context: "Run") -> "Result":

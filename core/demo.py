@@ -44,7 +44,10 @@ def demo(options: Demo, run: Run) -> DemoResult:
         generated=generated,
         examples=examples(generated),
     )
-    if generated.status != "done" or not options.steps:
+    if not options.steps:
+        return result
+    if generated.status != "done":
+        run.progress.note("not all answers are there, so nothing is trained: the same command asks for the rest")
         return result
     student = options.output / "student"
     trained = train_student(options, generated, run)
@@ -69,7 +72,9 @@ def train_student(options: Demo, generated: Generated, run: Run) -> GoldTrained:
     from .training.make_student import make
 
     student = options.output / "student"
-    if not (student / "config.json").is_file():
+    if (student / "config.json").is_file():
+        run.progress.note(f"the student in {student} is there already; remove it to make another")
+    else:
         run.progress.note(f"making a student with {options.layers} layers")
         made = make(MakeStudent(model=options.model, output=student, layers=options.layers, limit=PASSAGES), run)
         run.progress.note(made.summary())

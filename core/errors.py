@@ -7,6 +7,7 @@
     │   ├── MissingDependency (ImportError) a package that is not installed, with the line that installs it
     │   └── ModelNotFound                   a model name, with every place that was tried
     ├── StoppedEarly                        exit 3: what was finished is kept
+    ├── Elsewhere                           another process of the job has said why
     └── TeacherError                        one attempt at one piece of work did not give an answer
         ├── RequestRejected                 this request cannot succeed as it is: fail the row
         ├── TransientError                  the same request may succeed later: try again
@@ -69,6 +70,14 @@ class ModelNotFound(UsageError):
 
 class StoppedEarly(DistillError):
     """The command cannot go on; what was finished is kept."""
+
+
+class Elsewhere(DistillError):
+    """Another process of this job cannot go on and has told the user why; this one ends with the same exit code."""
+
+    def __init__(self, exit_code: ExitCode, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class TeacherError(DistillError):

@@ -40,7 +40,7 @@ class TrainGold(Command):
         "KD_MAX_GROUPS": "every aligned group is trained",
         "KD_MAX_NEW_TOKENS": "the length of the student's answers is MAX_NEW_TOKENS",
         "KD_MIN_TEACHER_LOGP": "no group is left out: whole distributions are compared, their tails included",
-        "KD_DEBUG": "metrics.jsonl and samples.jsonl in the output folder hold every step",
+        "KD_DEBUG": "metrics.jsonl and samples.jsonl in the output folder hold what there is to see",
         "HF_BACKEND": "the teacher is chosen by TEACHER_BACKEND",
     }
 
@@ -178,14 +178,14 @@ class TrainGold(Command):
     save_every: Annotated[int, Option(VALIDATION, env="SAVE_EVERY", mcp=True)] = Field(default=50, ge=1)
     """Steps between two checkpoints step-N/, from which --resume goes on."""
     sample_every: Annotated[int, Option(VALIDATION)] = Field(default=25, ge=0)
-    """Steps between two sampled answers in samples.jsonl; 0 for none."""
+    """Steps between two answers of the student's in samples.jsonl, besides those of each validation; 0 for none."""
 
     resume: Annotated[bool, Option(RUN, mcp=True)] = False
     """Go on from the last checkpoint in the output folder."""
     overwrite: Annotated[bool, Option(RUN)] = False
     """Remove the run in the output folder and start anew."""
     dry_run: Annotated[bool, Option(RUN, mcp=True)] = False
-    """Load both models, measure one step, say how long the run will take, and stop. Nothing is written."""
+    """Load both models, make two steps, say how long the run will take, and stop. Nothing is written."""
     device: Annotated[Literal["auto", "cuda", "mps", "cpu"], Option(RUN)] = "auto"
     """Where to train (auto: CUDA, then Apple's MPS, then CPU)."""
     threads: Annotated[int | None, Option(RUN, env="TEACHER_N_THREADS")] = Field(default=None, ge=1)
@@ -220,6 +220,11 @@ class TrainGold(Command):
             raise ValueError("--resume goes on with a run, --overwrite removes it: give one of them")
         if self.lambda_kd == 0 and self.lambda_sft == 0:
             raise ValueError("--lambda-kd and --lambda-sft are both 0: there is nothing to learn from")
+        if self.teacher_backend is None and self.teacher_gguf and "teacher" in self.model_fields_set:
+            raise ValueError(
+                "two teachers are given, by --teacher (TEACHER_MODEL_ID) and --teacher-gguf (TEACHER_GGUF): choose one "
+                "with --teacher-backend hf or gguf"
+            )
         if self.backend == "gguf" and self.teacher_gguf is None and "teacher" not in self.model_fields_set:
             raise ValueError("--teacher-backend gguf needs --teacher-gguf (TEACHER_GGUF): a .gguf file or owner/repo")
         return self
@@ -274,7 +279,7 @@ class _Part(BaseModel):
 
 
 class GoldPlan(Result):
-    """What `--dry-run` found, from one step that was really made."""
+    """What `--dry-run` found, from two steps that were really made."""
 
     status: Literal["dry_run"] = "dry_run"  # pyright: ignore[reportIncompatibleVariableOverride]
     plan: list[str]
@@ -292,7 +297,7 @@ class GoldPlan(Result):
         shares = ", ".join(f"{name} {seconds:.2f}" for name, seconds in self.phases.items())
         return "\n".join(
             [
-                "dry run: one step was made and thrown away; nothing was written.",
+                "dry run: two steps were made and thrown away; nothing was written.",
                 f"  step        {self.seconds_per_step:.2f} s ({shares}), loss {self.loss:.4g}",
                 f"  validation  {self.seconds_per_validation:.2f} s",
                 f"  memory      {self.peak_memory_gb:.2f} GB at most",

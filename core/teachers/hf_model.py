@@ -127,7 +127,7 @@ def load_model(folder: Path, *, dtype: str, device_map: str, attention: str, loa
 
     Raises UsageError with the loader's own words.
     """
-    accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
+    accelerated = device_map != "cpu" and (torch.cuda.is_available() or torch.backends.mps.is_available())
     options: dict[str, Any] = {"attn_implementation": attention, "trust_remote_code": False}
     if dtype == "auto":
         options["dtype"] = "auto" if accelerated else torch.float32
@@ -166,8 +166,10 @@ class GumbelNoise(LogitsProcessor):
     arXiv:1411.0030). Every row has a generator of its own: its draw depends on its seed, not on its neighbours.
     """
 
-    def __init__(self, seeds: Sequence[int | None]) -> None:
-        self._generators = [torch.Generator() for _ in seeds]
+    def __init__(self, seeds: Sequence[int | None], device: torch.device) -> None:
+        """device: where the logits are; on CUDA the noise is drawn there, elsewhere on the CPU."""
+        where = device if device.type == "cuda" else torch.device("cpu")
+        self._generators = [torch.Generator(where) for _ in seeds]
         for generator, seed in zip(self._generators, seeds, strict=True):
             if seed is None:
                 generator.seed()
@@ -176,7 +178,7 @@ class GumbelNoise(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """scores: (B, V) logits, -inf where nothing may be drawn. Returns (B, V)."""
-        noise = torch.empty(scores.shape, dtype=torch.float32)
+        noise = torch.empty(scores.shape, dtype=torch.float32, device=self._generators[0].device)
         for row, generator in zip(noise, self._generators, strict=True):
             row.exponential_(generator=generator)
         return scores.float() - noise.log_().to(scores.device)
@@ -202,7 +204,7 @@ def generate_batch(
         processors.append(TemperatureLogitsWarper(sampling.temperature))
         if sampling.top_p < 1:
             processors.append(TopPLogitsWarper(sampling.top_p))
-        processors.append(GumbelNoise(seeds))
+        processors.append(GumbelNoise(seeds, model.device))
     known = model.generation_config.eos_token_id
     known = [known] if isinstance(known, int) else list(known or [])
     stops = [*dict.fromkeys([*known, *ends, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])])]

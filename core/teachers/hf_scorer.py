@@ -10,7 +10,7 @@ from ..distillation.output_head import OutputHead
 from ..errors import RequestRejected, UsageError
 from . import hf_model
 from .hf import located
-from .hf_states import NOT_FINITE, head_of, states_at_head
+from .hf_states import NOT_FINITE, completion_states, empty_caches, head_of, out_of_memory
 from .scorer import Ability, Noise, ScoreRequest, TeacherScores, check_requests, measure_noise, not_finite
 
 LONGER = "Shorten the prompts or --max-tokens, or take a teacher with a longer context."
@@ -82,10 +82,15 @@ class HfScorer:
         while waiting:
             rows = waiting[: self._batch_size]
             try:
-                states = completion_states(self._model, [batch[row] for row in rows])
-            except torch.OutOfMemoryError as error:
+                with torch.no_grad():  # not inference_mode: a loss may keep the states for its backward
+                    texts = [(batch[row].prompt_ids, batch[row].completion_ids) for row in rows]
+                    # A copy: a view would keep the prompts' states and the padding alive.
+                    states = [each.clone() for each in completion_states(self._model, texts)]
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
                 error.__traceback__ = None  # its frames hold the tensors that did not fit
-                torch.cuda.empty_cache()
+                empty_caches()
                 if len(rows) > 1:
                     self._batch_size = len(rows) // 2
                     continue
@@ -115,8 +120,9 @@ class HfScorer:
         follows by zero, and 0 NaN = NaN.
         """
 
+        @torch.no_grad()
         def strange(position: int) -> Tensor:
-            beginning = ScoreRequest(request.prompt_ids, request.completion_ids[: position + 1])
+            beginning = request.prompt_ids, request.completion_ids[: position + 1]
             logits = self.head.logits(completion_states(self._model, [beginning])[0][-1:])
             return logits[~logits.isfinite()]
 
@@ -140,23 +146,6 @@ class HfScorer:
         self._model = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def completion_states(model: Any, requests: Sequence[ScoreRequest]) -> list[Tensor]:
-    """(T, D) for each request: what the model's head reads at the positions that predict the completion's tokens.
-
-    Padding is on the right, and a text's own last token: no position sees what follows it, so neither the mask nor the
-    positions of a text depend on its neighbours.
-    """
-    texts = [[*request.prompt_ids, *request.completion_ids][:-1] for request in requests]
-    longest = max(map(len, texts))
-    ids = torch.tensor([text + text[-1:] * (longest - len(text)) for text in texts], device=model.device)
-    mask = torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in texts], device=model.device)
-    with torch.no_grad():  # not inference_mode: a loss may keep the states for its backward
-        states, _ = states_at_head(model, ids, mask)
-    spans = [(len(request.prompt_ids) - 1, len(text)) for request, text in zip(requests, texts, strict=True)]
-    # A copy: a view would keep the prompts' states and the padding alive.
-    return [states[row, start:stop].clone() for row, (start, stop) in enumerate(spans)]
 
 
 def largest_norm(head: OutputHead, name: str) -> float:

@@ -1,5 +1,6 @@
 """What a Hugging Face model's output head reads, and that head: for teachers and for the student in training."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,6 +33,36 @@ def states_at_head(model: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tenso
     finally:
         door.remove()
     return seen[0], logits
+
+
+def completion_states(model: Any, texts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Tensor]:
+    """(T, D) for each (prompt, completion): what the head reads where the completion's T tokens are predicted.
+
+    With gradient, where the caller has not switched it off. Prompts and completions have a token at least. Padding is
+    on the right, and a text's own last token: no position sees what follows it, so neither the mask nor the positions
+    of a text depend on its neighbours.
+    """
+    whole = [[*prompt, *completion][:-1] for prompt, completion in texts]
+    longest = max(map(len, whole))
+    ids = torch.tensor([text + text[-1:] * (longest - len(text)) for text in whole], device=model.device)
+    lengths = torch.tensor([len(text) for text in whole], device=ids.device)
+    mask = (torch.arange(longest, device=ids.device) < lengths[:, None]).long()
+    states, _ = states_at_head(model, ids, mask)
+    return [states[row, len(prompt) - 1 : len(whole[row])] for row, (prompt, _) in enumerate(texts)]
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether it says so: CUDA has a type for it, Apple's MPS and the CPU's allocator only words."""
+    words = ("MPS backend out of memory", "can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(each in str(error) for each in words)
+
+
+def empty_caches() -> None:
+    """Give back to the device what torch holds of its memory and does not use."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 @torch.no_grad()

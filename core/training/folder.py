@@ -20,7 +20,7 @@ from ..data.jsonlines import Journal, Row, cannot_write, lock
 from ..data.run import write_atomic, write_json
 from ..errors import DistillError, InputError, StoppedEarly, UsageError
 from . import checkpoints
-from .place import BEST, FILES, METRICS, RUN, SAMPLES, TORN, TRACKED, check
+from .ownership import BEST, FILES, METRICS, RUN, SAMPLES, TORN, TRACKED, check
 from .record import Record, begin_record, differences, rounding
 
 SaveModel = Callable[[Path], None]
@@ -96,11 +96,6 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         return self._options.resume and self._before is not None and self._before.get("status") == "done"
-
-    @property
-    def begun(self) -> bool:
-        """Whether `begin` was called, so that there are books to write in."""
-        return self._samples is not None
 
     @property
     def last_checkpoint(self) -> Path | None:

@@ -1,6 +1,7 @@
 """`train_gold`: the student answers, the teacher scores, the student learns."""
 
 import importlib.util
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -95,6 +96,10 @@ def open_teacher(options: TrainGold, world: World, note: Callable[[str], None]) 
         note("TEACHER_FLASH_ATTENTION: there is no CUDA or no package flash_attn here, so attention is torch's own")
         flash = False
     device = str(world.device)
+    if options.backend == "gguf":  # llama.cpp takes all cores and all GPUs unless it is told
+        threads = options.threads or max(1, (os.cpu_count() or 1) // world.count)
+        layers = 0 if world.device.type == "cpu" else options.teacher_n_gpu_layers
+        options = options.model_copy(update={"threads": threads, "teacher_n_gpu_layers": layers})
     scorer = open_scorer(
         options.teacher_options(device, "flash_attention_2" if flash else "sdpa"), top_k=options.teacher_top_k
     )

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +18,7 @@ from .checkpoints import load_state
 from .exchange import Exchange
 from .folder import RunFolder
 from .learner import Draw, Learner, Learnt
-from .place import CURVES, METRICS
+from .ownership import CURVES, METRICS
 from .report import draw_curves
 from .samples import Sample, Samples
 from .student import load_weights
@@ -26,11 +27,13 @@ from .world import World
 
 NOTED = ("val_kl", "val_top1_agreement", "val_bits_per_byte", "own_reverse_kl", "own_length", "own_truncated")
 """Measures that a person sees after a validation; all of them are in metrics.jsonl."""
+SHOWN = 2
+"""Answers to held-out prompts that samples.jsonl gets at each validation."""
 BETWEEN = ("validate", "save")
 """Phases that are no part of a step."""
 REHEARSED = 8
 """Held-out samples that --dry-run measures."""
-KEPT = ("step", "best_step", "stale", "ended", "samples_trained", "tokens_trained", "before", "after", "best")
+CARRIED = ("step", "best_step", "stale", "ended", "samples_trained", "tokens_trained", "before", "after", "best")
 
 
 class Job:
@@ -57,6 +60,7 @@ class Job:
         self.best: dict[str, float] = {}
         self.ended = False
         self._saved = -1
+        self._own: list[Exchange] = []
         self._began, self._seconds_before = time.monotonic(), 0.0
 
     @property
@@ -101,7 +105,7 @@ class Job:
         self.learner.load_state(state["learner"])
         self.learner.watch.load(state["phases"])
         self._seconds_before = state["seconds"]
-        for name in KEPT:
+        for name in CARRIED:
             setattr(self, name, state[name])
         self._saved = self.step
         self.run.progress.note(f"going on after step {self.step}, from {checkpoint}")
@@ -122,6 +126,8 @@ class Job:
             return
         if self.folder is not None:
             self.folder.event("val", step=self.step, **self.after)
+        if self.options.sample_every:
+            self._keep_samples(self._own)
         self.world.log(self.after, self.step)
         monitor = self.options.monitor
         shown = {name: self.after[name] for name in (monitor, *NOTED) if name in self.after}
@@ -131,7 +137,7 @@ class Job:
             self.before = self.after
             return
         value = self.after[monitor]
-        if not self.best or self._is_better(value, self.best[monitor]):
+        if not math.isnan(value) and (not self.best or self._is_better(value, self.best[monitor])):
             self.best, self.best_step, self.stale = self.after, self.step, 0
             self._save("best", lambda folder: folder.best(self.step, self._save_model, self.after))
             self._event("best_checkpoint_saved", metric=monitor, value=value)
@@ -168,9 +174,19 @@ class Job:
         while True:
             options = self.options.model_copy(update={"micro_batch_size": learner.micro_batch_size})
             try:
-                return validate(
-                    learner.student, learner.signal, learner.scorer, share, options, self.world.autocast, self.run.stop
+                own: list[Exchange] = []
+                found = validate(
+                    learner.student,
+                    learner.signal,
+                    learner.scorer,
+                    share,
+                    options,
+                    self.world.autocast,
+                    self.run.stop,
+                    own,
                 )
+                self._own = own[:SHOWN]
+                return found
             except RuntimeError as error:
                 learner.make_room(error, share)
 
@@ -198,15 +214,20 @@ class Job:
         self._event("train_step", **found, phases=phases)
         self.world.log({f"train_{name}": float(value) for name, value in found.items()}, self.step)
         every = self.options.sample_every
-        if self.folder is not None and every and (self.step == 1 or self.step % every == 0):
-            for line in sample_lines(self.learner.student, exchanges[:1]):
-                self.folder.sample(step=self.step, **line)
+        if every and (self.step == 1 or self.step % every == 0):
+            self._keep_samples([exchange for exchange in exchanges if exchange.on_policy][:1])
         progress = self.run.progress
         progress.counts.done += 1
         progress.counts.metrics = {"loss": learnt.loss, "tokens/s": found["tokens_per_s"]}
         if "val_kl" in self.after:
             progress.counts.metrics["held-out KL"] = self.after["val_kl"]
         progress.tick()
+
+    def _keep_samples(self, own: Sequence[Exchange]) -> None:
+        """The student's own answers, into samples.jsonl."""
+        if self.folder is not None:
+            for line in sample_lines(self.learner.student, own):
+                self.folder.sample(step=self.step, **line)
 
     def _event(self, kind: str, **fields: Any) -> None:
         if self.folder is not None:
@@ -229,7 +250,7 @@ class Job:
     def _state(self) -> dict[str, Any]:
         """All but the weights that the rest of the run depends on."""
         phases = {name: phase.model_dump() for name, phase in self.learner.watch.total.items()}
-        kept = {name: getattr(self, name) for name in KEPT}
+        kept = {name: getattr(self, name) for name in CARRIED}
         return {**kept, "seconds": self.seconds, "phases": phases, "learner": self.learner.state()}
 
     def _save_model(self, target: Path) -> None:
@@ -260,6 +281,11 @@ class Job:
     def result(self, status: Literal["done", "interrupted"]) -> GoldTrained:
         """What was done, for a person and for a program."""
         phases = {name: phase for name, phase in self.learner.watch.total.items() if phase.seconds}
+        skipped = Counter(self.samples.skipped)
+        for part in self.world.gather(self.learner.skipped):
+            skipped.update(part)
+        if status == "interrupted" and self.folder is not None:
+            self.folder.finish(status)
         return GoldTrained(
             status=status,
             output=self.options.output,
@@ -274,7 +300,7 @@ class Job:
             else self.learner.signal.words,
             samples_trained=self.samples_trained,
             tokens_trained=self.tokens_trained,
-            skipped={**self.samples.skipped, **self.learner.skipped},
+            skipped=dict(skipped),
             phases=phases,
             seconds=self.seconds,
             curves=self._draw(),
@@ -296,12 +322,14 @@ class Job:
     # ---- --dry-run ---------------------------------------------------------------------------------------------
 
     def rehearse(self, draws: Sequence[Draw], plan: list[str]) -> GoldPlan:
-        """Make one step and throw it away: what the run will take."""
+        """Make two steps and throw them away: what the run will take. The first one warms up, and only after it does
+        the optimiser hold all its memory."""
         options, learner = self.options, self.learner
         torch.manual_seed(options.seed)
-        learner.watch.lap()
-        learnt = learner.learn(learner.score(learner.answer(draws)), update=False)
-        phases = learner.watch.lap()
+        for _ in range(2):
+            learner.watch.lap()
+            learnt = learner.learn(learner.score(learner.answer(draws)))
+            phases = learner.watch.lap()
         held_out = self.samples.held_out[:REHEARSED]
         validation_s = 0.0
         if held_out:

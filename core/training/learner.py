@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from ..commands.train_gold import TrainGold
 from ..distillation.fused import fused_cross_entropy
 from ..errors import StoppedEarly
+from ..teachers.hf_states import empty_caches, out_of_memory
 from ..teachers.scorer import Scorer
 from . import sampling
 from .exchange import Exchange
@@ -121,13 +122,14 @@ class Learner:
 
     # ---- learn -------------------------------------------------------------------------------------------------
 
-    def learn(self, exchanges: Sequence[Exchange], *, update: bool = True) -> Learnt:
+    def learn(self, exchanges: Sequence[Exchange]) -> Learnt:
         """One optimiser step on this process' part of the samples.
 
         Every component is a sum over the processes and micro-batches divided by its own count over all of them, so
-        that neither changes the result. update: False only measures what a step costs.
+        that neither changes the result.
 
-        Raises StoppedEarly, before anything has changed, when the loss or the gradient is not finite.
+        Raises StoppedEarly when the loss or the gradient is not finite (before anything has changed), and when memory
+        runs out.
         """
         options, world = self.options, self.world
         counts = world.sum(
@@ -143,17 +145,7 @@ class Learner:
         )
         self.student.model.train()
         kd, sft = world.sum(self._accumulate(exchanges, max(counts[0], 1.0), max(counts[1], 1.0)))
-        with self.watch("optimiser"):
-            world.sum_gradients(self.parameters)
-            limit = options.grad_clip or math.inf
-            norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
-            if not (math.isfinite(kd) and math.isfinite(sft) and math.isfinite(norm)):
-                raise StoppedEarly(self._not_finite(exchanges, norm))
-            rate = float(self.schedule.get_last_lr()[0])
-            if update:
-                self.optimizer.step()
-                self.schedule.step()
-            self.optimizer.zero_grad(set_to_none=True)
+        norm, rate = self._update(exchanges, kd, sft)
         whole = [int(count) for count in counts]
         return Learnt(
             loss=options.lambda_kd * kd + options.lambda_sft * sft,
@@ -167,6 +159,29 @@ class Learner:
             truncated=whole[6],
             learning_rate=rate,
         )
+
+    def _update(self, exchanges: Sequence[Exchange], kd: float, sft: float) -> tuple[float, float]:
+        """Move the weights along the gradients of all processes; (length of the gradient, learning rate)."""
+        with self.watch("optimiser"):
+            try:
+                self.world.sum_gradients(self.parameters)
+                limit = self.options.grad_clip or math.inf
+                norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
+                if not (math.isfinite(kd) and math.isfinite(sft) and math.isfinite(norm)):
+                    raise StoppedEarly(self._not_finite(exchanges, norm))
+                rate = float(self.schedule.get_last_lr()[0])
+                self.optimizer.step()
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                # Weights may be half updated, so this step is not tried again.
+                raise StoppedEarly(
+                    "out of memory in the optimiser, which keeps 8 bytes for every trained weight. Go on with --resume "
+                    "and a smaller --micro-batch-size, or begin anew with --lora or --freeze-embeddings."
+                ) from None
+            self.schedule.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        return norm, rate
 
     def _accumulate(self, exchanges: Sequence[Exchange], groups: float, answer_tokens: float) -> tuple[float, float]:
         """Gradients of this process' samples; (kd, sft) losses of them, each over the global count.
@@ -203,8 +218,7 @@ class Learner:
         self.note(
             f"out of memory: {self.micro_batch_size} samples per forward pass from now on; the step stays as it is"
         )
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        empty_caches()
 
     def _backward(self, batch: Sequence[Exchange], groups: float, answer_tokens: float) -> tuple[float, float]:
         options, student = self.options, self.student
@@ -236,7 +250,9 @@ class Learner:
                         losses.append(terms.total * (options.lambda_sft / answer_tokens))
                         sft += float(terms.total.detach()) / answer_tokens
         with self.watch("student"):
-            if losses:
+            if any(
+                loss.requires_grad for loss in losses
+            ):  # none does when all answers are empty and the head is frozen
                 sum(losses, start=torch.zeros((), device=hidden.device)).backward()
         return kd, sft
 
@@ -282,7 +298,7 @@ class Learner:
         """Go on from what `state` gave."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        self.micro_batch_size = state["micro_batch_size"]
+        self.micro_batch_size = min(self.micro_batch_size, state["micro_batch_size"])
         self.skipped = dict(state["skipped"])
 
 
@@ -306,8 +322,3 @@ def learning_rate_of(options: TrainGold) -> Callable[[int], float]:
         return 1.0 if options.schedule == "constant" else max(0.0, 1.0 - done)
 
     return share
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether it says so: CUDA and MPS have a type for it, the CPU's allocator only words."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -14,7 +14,7 @@ from ..distillation.fused_chunks import CHUNK_BYTES, MAX_ROWS
 from ..teachers.hf_model import hf_folder
 from ..teachers.locate import locate
 from .samples import Sample, Samples
-from .student import Student
+from .student import Student, computation_dtype
 
 GB = 1e9
 LIBRARIES_GB = 0.6
@@ -78,7 +78,7 @@ def memory_estimate(
     micro = min(rows, options.micro_batch_size)
     draws = bool(options.lambda_kd) and any(may_be_own(sample, options) for sample in samples.train)
     longest, longest_answer = _longest(samples.train, options)
-    number = 2 if _computes_in_bfloat16(options, device) else 4
+    number = 2 if (computation_dtype(options, device) == torch.bfloat16) else 4
 
     weights = sum(each.numel() * each.element_size() for each in model.parameters())
     if number == 2 and not student.lora:
@@ -153,12 +153,6 @@ def _adapter_inputs(model: Any) -> int:
     )
 
 
-def _computes_in_bfloat16(options: TrainGold, device: torch.device) -> bool:
-    if options.student_dtype == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return options.student_dtype != "float32"
-
-
 def may_be_own(sample: Sample, options: TrainGold) -> bool:
     """Whether the student may have to answer it in training."""
     return options.lmbda > 0 or not sample.answer_ids
@@ -209,6 +203,7 @@ def _in_folder(folder: Path) -> tuple[int, int, int]:
                 entry = opened.get_slice(name)
                 count = int(np.prod(entry.get_shape()))
                 parameters += count
-                stored += count * int(re.sub(r"\D*(\d+).*", r"\1", entry.get_dtype())) // 8  # BF16, F32, F8_E4M3
+                bits = re.search(r"\d+", entry.get_dtype())  # BF16, F32, F8_E4M3; BOOL has none
+                stored += count * int(bits[0] if bits else 8) // 8
                 head += count if "embed" in name or "lm_head" in name else 0
     return parameters, stored, head

@@ -24,7 +24,7 @@ ROUNDING = ("device", "threads", "micro_batch_size")
 """Options that change it by rounding alone."""
 WHY = {
     "max_steps": "the learning rate follows it from the first step on: to train longer, begin a new run with best/ "
-    "or final/ as --student",
+    "or final/ as --student (with --lora, written with --merge)",
 }
 
 

@@ -124,13 +124,13 @@ def hold_out(samples: Sequence[Sample], fraction: float, most: int, seed: int) -
     """(samples to train on, held-out samples), both in the order of the data; whole conversations stay together, and
     so do conversations that begin with the same prompt.
 
-    round(fraction x prompts) are held out, at least 1 and never all, those with the smallest hash of seed and prompt:
-    further rows move few others to the other side. Of what is held out, `most` are kept.
+    round(fraction x prompts) are held out, at least 1, at most `most` and never all, those with the smallest hash of
+    seed and prompt: further rows move few others to the other side. Of their samples `most` are kept.
     """
     groups: dict[str, list[int]] = {}
     for place, sample in enumerate(samples):
         groups.setdefault(opening(sample.messages), []).append(place)
-    count = min(max(1, round(len(groups) * fraction)), len(groups) - 1) if fraction > 0 else 0
+    count = min(max(1, round(len(groups) * fraction)), most, len(groups) - 1) if fraction > 0 else 0
     chosen = sorted(groups, key=lambda group: work_key([seed, group]))[:count]
     held = [place for group in chosen for place in groups[group]]
     out = set(held)

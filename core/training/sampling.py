@@ -9,6 +9,7 @@ import torch
 from ..commands.train_gold import TrainGold
 from ..errors import StoppedEarly
 from ..teachers.hf_model import Generated, generate_batch
+from ..teachers.hf_states import empty_caches, out_of_memory
 from ..teachers.protocol import Sampling
 from .student import Student
 
@@ -52,9 +53,11 @@ def answer(
                         aborted,
                         ends=student.side.ends,
                     )
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
                 error.__traceback__ = None  # its frames hold the tensors that did not fit
-                torch.cuda.empty_cache()
+                empty_caches()
                 if rows == 1:
                     raise StoppedEarly(
                         f"no memory for an answer of {options.max_new_tokens} tokens to a prompt of "

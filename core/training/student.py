@@ -24,7 +24,7 @@ from ..distillation.output_head import OutputHead
 from ..errors import UsageError
 from ..teachers import hf_model
 from ..teachers.hf import located
-from ..teachers.hf_states import head_of, states_at_head
+from ..teachers.hf_states import completion_states, head_of
 from ..teachers.locate import is_local
 
 PLAIN_TEMPLATE = (
@@ -67,27 +67,15 @@ class Student:
     def hidden(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> Tensor:
         """(sum of the completions' lengths, D): what the head reads where the completions' tokens are predicted.
 
-        Text after text, with gradient; an empty completion has no rows. Padding is on the right, and a text's own last
-        token: no position sees what follows it, so a text's states do not depend on its neighbours.
+        Text after text, with gradient; an empty completion has no rows. A text's states do not depend on the others.
         Raises ValueError for an empty prompt: nothing would predict the first token.
         """
         if not all(len(prompt) for prompt in prompts):
             raise ValueError("an empty prompt: nothing predicts the first token of the completion")
-        spans = [
-            (len(prompt) - 1, [*prompt, *completion][:-1])
-            for prompt, completion in zip(prompts, completions, strict=True)
-            if len(completion)
-        ]
-        if not spans:
+        texts = [(prompt, said) for prompt, said in zip(prompts, completions, strict=True) if len(said)]
+        if not texts:
             return self.head.weight.new_zeros(0, self.head.weight.shape[1])
-        longest = max(len(text) for _, text in spans)
-        padded = [text + text[-1:] * (longest - len(text)) for _, text in spans]
-        ids = torch.tensor(padded, device=self.network.device)
-        lengths = torch.tensor([len(text) for _, text in spans], device=ids.device)
-        places = torch.arange(longest, device=ids.device)
-        mask = (places < lengths[:, None]).long()
-        states, _ = states_at_head(self.network, ids, mask)
-        return torch.cat([states[row, start : len(text)] for row, (start, text) in enumerate(spans)])
+        return torch.cat(completion_states(self.network, texts))
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """The weights that are trained, each once."""
@@ -169,7 +157,11 @@ def computation_dtype(options: TrainGold, device: torch.device) -> torch.dtype:
     """The number format of --student-dtype; auto is bfloat16 where CUDA has it, else float32."""
     if options.student_dtype != "auto":
         return getattr(torch, options.student_dtype)
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return (
+        torch.bfloat16
+        if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        else torch.float32
+    )
 
 
 def own_generation(folder: Path, network: Any, side: ChatSide) -> GenerationConfig:
@@ -242,8 +234,9 @@ def with_adapter(network: Any, options: TrainGold) -> Any:
         torch.manual_seed(options.seed)
         warnings.simplefilter("ignore", FutureWarning)  # PEFT calls transformers by an older name
         model: Any = peft.get_peft_model(network, config).eval()
-    if not is_local(options.student):  # on any machine, not in this one's cache
-        model.peft_config["default"].base_model_name_or_path = options.student
+    # On the Hub it has its name on any machine; on this one the adapter finds its base from any folder.
+    base = str(Path(network.name_or_path).resolve()) if is_local(options.student) else options.student
+    model.peft_config["default"].base_model_name_or_path = base
     return model
 
 

@@ -34,6 +34,7 @@ def validate(
     options: TrainGold,
     autocast: Callable[[], AbstractContextManager[Any]],
     stop: Stop,
+    heard: list[Exchange] | None = None,
 ) -> Measures:
     """Sums and counts over these samples; those of all processes add up, and `figures` makes means of them.
 
@@ -44,6 +45,8 @@ def validate(
     truncated    share of answers that were cut at options.max_new_tokens.
     repetition   share of rows of REPEATED tokens that stood before in the same answer.
     Without a signal (SFT) there is no teacher: val_sft_loss, val_bits_per_byte and these three are left.
+
+    heard: gets the student's own answers.
 
     The student is back in the mode it was in. Raises KeyboardInterrupt when the user asked twice to stop, StoppedEarly
     when the teacher cannot score an answer.
@@ -73,6 +76,8 @@ def validate(
                 for sample, text in zip(samples, written, strict=True)
             ]
         found |= _named("own_", _form(own))
+        if heard is not None:
+            heard += own
         if signal is not None:
             found |= _named("own_", _measured(student, signal, scorer, own, options, autocast, stop))
         return found

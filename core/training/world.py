@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from torch.nn import Parameter
@@ -23,7 +23,8 @@ from torch.nn import Parameter
 from ..commands.train_gold import TrainGold
 from ..data.environment import credential
 from ..distillation.terms import sum_dtype
-from ..errors import MissingDependency, UsageError
+from ..errors import DistillError, Elsewhere, MissingDependency, UsageError
+from .student import computation_dtype
 
 T = TypeVar("T")
 
@@ -48,10 +49,10 @@ class World:
             raise MissingDependency(options.track, f"--track {options.track}", f"pip install {options.track}")
         if options.threads:
             torch.set_num_threads(options.threads)
-        bfloat16 = there["cuda"] and options.device != "cpu" and torch.cuda.is_bf16_supported()
-        self.mixed = options.student_dtype == "bfloat16" or (options.student_dtype == "auto" and bfloat16)
         # Accelerate remembers the precision of an earlier run in this process, and refuses another.
         AcceleratorState._reset_state(reset_partial_state=not dist.is_initialized())
+        device = PartialState(cpu=options.device == "cpu").device or torch.device("cpu")
+        self.mixed = computation_dtype(options, device) == torch.bfloat16
         self.accelerator = Accelerator(
             cpu=options.device == "cpu",
             mixed_precision="bf16" if self.mixed else "no",
@@ -100,17 +101,20 @@ class World:
                 dist.all_reduce(parameter.grad)
 
     def on_main(self, work: Callable[[], T]) -> T | None:
-        """Do something in process 0 only; None in the others. What it raises is raised in all of them."""
+        """Do something in process 0 only; None in the others. What it raises ends all of them; the others raise
+        Elsewhere."""
         result: T | None = None
-        problem: BaseException | None = None
+        problem: DistillError | None = None
         if self.main:
             try:
                 result = work()
-            except Exception as error:
+            except DistillError as error:
                 problem = error
-        problem = self.gather(problem)[0]
+        said = self.gather((problem.exit_code, str(problem)) if problem else None)[0]
         if problem is not None:
             raise problem
+        if said is not None:
+            raise Elsewhere(*said)
         return result
 
     @property

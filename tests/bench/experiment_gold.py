@@ -165,10 +165,13 @@ def table(work: Path) -> None:
             before = statistics.mean(run["test"]["before"][name] for run in runs[there[0]])
             cells = [spread([run["test"]["after"][name] for run in runs[each]]) for each in there]
             print(f"| {name} | {before:.3f} | " + " | ".join(cells) + " |")
+        print(
+            "| change of val_kl | | " + " | ".join(spread([change(run) for run in runs[each]]) for each in there) + " |"
+        )
         for what, select in (
             ("val_kl on the held-out sixth", lambda run: run["validation"]["after"].get("val_kl", float("nan"))),
-            ("CPU seconds, all", lambda run: sum(phase["cpu_seconds"] for phase in run["phases"].values())),
-            ("of it, generating", lambda run: run["phases"]["generate"]["cpu_seconds"]),
+            ("CPU seconds, all", lambda run: cpu_seconds(run)),
+            ("of it, generating", lambda run: cpu_seconds(run, "generate")),
         ):
             print(f"| {what} | | " + " | ".join(spread([select(run) for run in runs[each]]) for each in there) + " |")
 
@@ -178,6 +181,17 @@ SAME = (
     "own_length", "own_truncated", "own_repetition",
 )  # fmt: skip
 CROSS = ("val_bits_per_byte", "own_teacher_bits_per_byte", "own_length", "own_truncated", "own_repetition")
+
+
+def change(run: dict[str, Any]) -> float:
+    """Of KL(teacher || student) on the test set, as a share of what it was before."""
+    before, after = (run["test"][when].get("val_kl", float("nan")) for when in ("before", "after"))
+    return after / before - 1.0
+
+
+def cpu_seconds(run: dict[str, Any], phase: str | None = None) -> float:
+    """Of a run's training with its validations, or of one phase."""
+    return sum(spent["cpu_seconds"] for name, spent in run["phases"].items() if phase in (None, name))
 
 
 def spread(values: list[float]) -> str:

@@ -78,7 +78,7 @@ def test_gumbel_noise_draws_from_the_softmax():
     # logits ln(.5), ln(.3), ln(.2): 4,000 draws; the standard error of a share is at most sqrt(.25/4000) = 0.008
     probabilities = torch.tensor([0.5, 0.3, 0.2])
     draws = 4000
-    noise = GumbelNoise(range(draws))
+    noise = GumbelNoise(range(draws), torch.device("cpu"))
     scores = noise(torch.zeros(draws, 1), probabilities.log().repeat(draws, 1))
     shares = Counter(scores.argmax(-1).tolist())
     for token, probability in enumerate(probabilities.tolist()):
@@ -86,7 +86,9 @@ def test_gumbel_noise_draws_from_the_softmax():
 
 
 def test_gumbel_noise_never_draws_what_top_p_removed():
-    scores = GumbelNoise([1, 2])(torch.zeros(2, 1), torch.tensor([[0.0, -math.inf], [-math.inf, 0.0]]))
+    scores = GumbelNoise([1, 2], torch.device("cpu"))(
+        torch.zeros(2, 1), torch.tensor([[0.0, -math.inf], [-math.inf, 0.0]])
+    )
     assert scores.argmax(-1).tolist() == [0, 1]
 
 

@@ -22,7 +22,7 @@ from core.errors import StoppedEarly, UsageError
 from core.training import record
 from core.training.checkpoints import STATE, load_state, mend, put_folder
 from core.training.folder import RunFolder
-from core.training.place import check
+from core.training.ownership import check
 
 ROOT = Path(__file__).resolve().parents[3]
 PARTS = ("model.safetensors", "config.json", "tokenizer.json")

@@ -389,15 +389,6 @@ def test_a_step_without_samples_changes_no_weight(kit: Kit) -> None:
     assert furthest(weights_of(learner), before) == 0.0
 
 
-def test_a_step_that_is_only_measured_changes_nothing(kit: Kit) -> None:
-    learner, other = kit.learner(lmbda=0.0), kit.learner(lmbda=0.0)
-    before = weights_of(learner)
-    rehearsed = learner.learn(learner.score(learner.answer(draws_of(learner))), update=False)
-    assert furthest(weights_of(learner), before) == 0.0
-    assert made(learner)[0] == made(other)[0]
-    assert rehearsed.loss == pytest.approx(made(kit.learner(lmbda=0.0))[0].loss)
-
-
 def test_a_learner_goes_on_from_the_state_of_another_to_the_bit(kit: Kit) -> None:
     whole = kit.learner(lmbda=0.0, max_steps=4)
     made(whole, steps=2)

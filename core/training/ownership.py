@@ -45,6 +45,11 @@ def check(options: TrainGold) -> Record | None:
             f"{path} holds what no run wrote: {some(foreign)}. --overwrite removes runs only: move it elsewhere, or "
             "name another folder with --output."
         )
+    if record is not None and options.overwrite:
+        for name in (options.student, options.teacher, options.teacher_gguf, options.data):
+            given = Path(name).expanduser() if name else None
+            if given and given.exists() and given.resolve().is_relative_to(path.resolve()):
+                raise UsageError(f"--overwrite would remove {name}, which lies in {path}. Name another --output.")
     if record is not None and not options.resume and not options.overwrite:
         last = checkpoints.last_checkpoint(path)
         at = f"last checkpoint {last.name}" if last else "no checkpoint"
