@@ -29,9 +29,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: .venv ## distil a little, offline, on a CPU
 	@$(BIN)/python scripts/demo.py
 
-test: .venv ## the quick tests; what is left out is counted as deselected
+# A worker for each core: more threads than cores only wait for one another.
+test: .venv ## the quick tests
 	@$(if $(NO_BROWSER),echo "no Chromium or no npm here: the tests marked browser are left out (make browser installs both)",:)
-	@$(BIN)/python -m pytest -m "$(QUICK)"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup -m "$(QUICK)"
 
 test-all: .venv ## every test that this machine can run
 	@$(BIN)/python -m pytest

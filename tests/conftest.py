@@ -12,6 +12,15 @@ from core.data.environment import dotenv_of
 from tests.support.running import KEY, Mock, Outcome, ended, start
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """How pytest-xdist shares the tests out: a file stays together, and whatever starts or counts processes (browsers,
+    containers, jobs that are killed) is in one worker, where nothing else disturbs it."""
+    for item in items:
+        folder = item.path.parent.name
+        alone = item.get_closest_marker("browser") or folder in ("tools", "journeys")
+        item.add_marker(pytest.mark.xdist_group("processes" if alone else item.path.name))
+
+
 @pytest.fixture(scope="session")
 def mock_process() -> Iterator[Mock]:
     mock = Mock("--latency", "fixed:0.002", "--tokens", "12", "--retry-after", "none")

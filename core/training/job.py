@@ -3,7 +3,7 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -163,11 +163,14 @@ class Job:
         for part in self.world.gather(mine):
             together = add(together, part)
         found = figures(together, self.options)
+        self.world.on_main(lambda: self._check_monitor(found))
+        return found
+
+    def _check_monitor(self, found: Mapping[str, float]) -> None:
         if self.options.monitor not in found:
             raise UsageError(
                 f"--monitor {self.options.monitor} (MONITOR_METRIC) is not measured here; there are {', '.join(found)}."
             )
-        return found
 
     def _measure_share(self, share: Sequence[Sample]) -> Measures:
         learner = self.learner

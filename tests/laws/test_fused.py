@@ -59,8 +59,8 @@ def test_losses_of_one_vocabulary_are_the_reference(seed, rows, width, beta, tem
     best = teacher.log_softmax(-1).topk(min(3, width - 1))
     sparse = fused_top_k_tail(hidden, head, best.indices, best.values, beta, chunk)
     same(sparse, losses.top_k_tail(head.logits(hidden), best.indices, best.values, None, beta), inputs)
-    # Putting outcomes together can only hide differences.
-    assert sparse.total <= fused_jsd(hidden, head, teacher_hidden, teacher_head, beta).total + 1e-9
+    # Putting outcomes together can only hide differences. The teacher's tail is 1 - the others, which loses digits.
+    assert sparse.total <= fused_jsd(hidden, head, teacher_hidden, teacher_head, beta).total + 1e-6
 
 
 @st.composite

@@ -137,7 +137,10 @@ def test_a_run_brings_the_student_nearer_to_the_teacher_and_leaves_everything_it
     assert [row["step"] for row in train.events("checkpoint_saved")] == [5, 10]
     for name in ("best", "final", "step-5", "step-10"):
         loads(train.output / name)
-    assert [row["step"] for row in read_rows(train.output / "samples.jsonl")] == [1, 4, 8, 12]
+    # Two answers of each validation (0, 6, 12), one of each training step that --sample-every names.
+    said = read_rows(train.output / "samples.jsonl")
+    assert [row["step"] for row in said] == [0, 0, 1, 4, 6, 6, 8, 12, 12, 12]
+    assert all(row["on_policy"] for row in said)
     assert (train.output / "curves.png").read_bytes().startswith(b"\x89PNG")
     about = json.loads((train.output / "best_metrics.json").read_bytes())
     best = min(train.events("val")[1:], key=lambda row: row["val_total_loss"])

@@ -211,7 +211,7 @@ def test_the_size_of_a_teacher_is_read_from_its_files(folder: Path, student: Stu
 def test_a_gguf_teacher_is_as_large_as_its_files(folder: Path, tmp_path: Path):
     for part in ("model-00001-of-00002.gguf", "model-00002-of-00002.gguf", "another.gguf"):
         (tmp_path / part).write_bytes(b"x" * 500)
-    options = settings(folder, teacher_gguf=str(tmp_path / "model-00001-of-00002.gguf"))
+    options = settings(folder, teacher_backend="gguf", teacher_gguf=str(tmp_path / "model-00001-of-00002.gguf"))
     found = teacher_size(options, CPU)
     assert found is not None
     assert (found.parameters, found.gb) == (None, pytest.approx(1000 / 1e9))
