@@ -29,10 +29,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: .venv ## distil a little, offline, on a CPU
 	@$(BIN)/python scripts/demo.py
 
-# A worker for each core: more threads than cores only wait for one another.
+# What watches processes runs by itself, the rest in a worker for each core, with a thread each.
 test: .venv ## the quick tests
 	@$(if $(NO_BROWSER),echo "no Chromium or no npm here: the tests marked browser are left out (make browser installs both)",:)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup -m "$(QUICK)"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(QUICK) and alone"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "$(QUICK) and not alone"
 
 test-all: .venv ## every test that this machine can run
 	@$(BIN)/python -m pytest

@@ -12,13 +12,12 @@ from core.data.environment import dotenv_of
 from tests.support.running import KEY, Mock, Outcome, ended, start
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """How pytest-xdist shares the tests out: a file stays together, and whatever starts or counts processes (browsers,
-    containers, jobs that are killed) is in one worker, where nothing else disturbs it."""
+    """Mark what starts or counts processes (browsers, containers, jobs that are killed): nothing may disturb it."""
     for item in items:
-        folder = item.path.parent.name
-        alone = item.get_closest_marker("browser") or folder in ("tools", "journeys")
-        item.add_marker(pytest.mark.xdist_group("processes" if alone else item.path.name))
+        if item.get_closest_marker("browser") or item.path.parent.name in ("tools", "journeys"):
+            item.add_marker(pytest.mark.alone)
 
 
 @pytest.fixture(scope="session")

@@ -320,7 +320,7 @@ def test_the_same_prompt_never_stands_on_both_sides(openings: str, fraction: flo
     assert trained
     assert len(held_out) <= most
     groups = len(set(openings))
-    expected = min(max(1, round(groups * fraction)), groups - 1) if fraction > 0 else 0
+    expected = min(max(1, round(groups * fraction)), most, groups - 1) if fraction > 0 else 0
     assert groups - len(trained) == expected
     again = hold_out(samples, fraction, most, seed)
     assert [[s.key for s in side] for side in again] == [[s.key for s in side] for side in (train, held_out)]
