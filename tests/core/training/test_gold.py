@@ -653,6 +653,16 @@ def test_no_memory_for_a_single_sample_stops_the_run_in_words(train: Train, monk
 
 @pytest.mark.gguf
 def test_a_gguf_teacher_teaches_across_tokenizers(train: Train) -> None:
-    outcome = train.done(*SHORT, "--teacher-gguf", "smollm2", "--teacher-n-ctx", "256", "--val-fraction", "0.1")
+    outcome = train.done(
+        *SHORT,
+        "--teacher-backend",
+        "gguf",
+        "--teacher-gguf",
+        "smollm2",
+        "--teacher-n-ctx",
+        "256",
+        "--val-fraction",
+        "0.1",
+    )
     assert math.isfinite(outcome.result["after"]["val_total_loss"])
     assert outcome.result["after"]["val_total_loss"] < outcome.result["before"]["val_total_loss"]
