@@ -98,6 +98,11 @@ class RunFolder:
         return self._options.resume and self._before is not None and self._before.get("status") == "done"
 
     @property
+    def final_step(self) -> int:
+        """The step of final/, where the run here has come to its end; else 0."""
+        return int((self._before or {}).get("final_step", 0))
+
+    @property
     def last_checkpoint(self) -> Path | None:
         """The folder from which --resume goes on (`checkpoints.load_state`, `student.load_weights`)."""
         return checkpoints.last_checkpoint(self.path)

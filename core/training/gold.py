@@ -118,7 +118,12 @@ def same_model(student: str, teacher: str) -> bool:
 
 
 def open_folder(options: TrainGold, run: Run, world: World, stack: ExitStack) -> RunFolder:
-    """The run's folder, held until the run ends. For process 0."""
+    """The run's folder, held until the run ends. For process 0. Raises UsageError as `RunFolder.open` does, and when
+    --resume has nothing to do."""
     folder = RunFolder.open(options, run.origins, {"processes": world.count})
     stack.callback(folder.close)
+    if folder.finished:
+        raise UsageError(
+            f"the run in {options.output} has come to its end (step {folder.final_step}); there is nothing to resume."
+        )
     return folder

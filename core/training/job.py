@@ -1,5 +1,6 @@
 """What a run keeps and shows: measures, the best checkpoint, progress, the result. The loop itself is in `gold`."""
 
+import contextlib
 import math
 import time
 from collections import Counter
@@ -78,21 +79,15 @@ class Job:
     def __enter__(self) -> "Job":
         """Open the folder; go on from its last checkpoint with --resume, else measure the student as it comes.
 
-        Raises UsageError, with nothing written, for a --monitor that is not measured, and a finished run.
+        Raises UsageError, with nothing written, for a --monitor that is not measured.
         """
         before = None if self.options.resume else self._measure(self.samples.held_out)
         self._on_folder(lambda folder: folder.begin())
-        notes, finished, checkpoint = self.world.gather(
-            None if self.folder is None else (self.folder.notes, self.folder.finished, self.folder.last_checkpoint)
-        )[0] or ([], False, None)
-        for line in notes:
+        checkpoint = self.world.gather(self.folder.last_checkpoint if self.folder is not None else None)[0]
+        for line in self.folder.notes if self.folder is not None else ():
             self.run.progress.note(line)
         if self.options.resume and checkpoint is not None:
             self._load(checkpoint)
-        if finished:
-            raise UsageError(
-                f"the run in {self.options.output} has come to its end (step {self.step}); there is nothing to resume."
-            )
         self.world.track("train_gold", self.options.model_dump(mode="json"))
         if not self.step:
             self.validate(before)
@@ -115,7 +110,8 @@ class Job:
     ) -> None:
         self.run.progress.end()
         if isinstance(error, StoppedEarly) and self.folder is not None:
-            self.folder.finish("stopped", because=str(error))
+            with contextlib.suppress(StoppedEarly):  # on a full disk, which may be what stopped it
+                self.folder.finish("stopped", because=str(error))
 
     # ---- measures ----------------------------------------------------------------------------------------------
 

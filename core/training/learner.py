@@ -250,9 +250,8 @@ class Learner:
                         losses.append(terms.total * (options.lambda_sft / answer_tokens))
                         sft += float(terms.total.detach()) / answer_tokens
         with self.watch("student"):
-            if any(
-                loss.requires_grad for loss in losses
-            ):  # none does when all answers are empty and the head is frozen
+            # None has a gradient when all answers are empty and the head is frozen.
+            if any(loss.requires_grad for loss in losses):
                 sum(losses, start=torch.zeros((), device=hidden.device)).backward()
         return kd, sft
 
