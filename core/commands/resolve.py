@@ -106,7 +106,8 @@ def explain(error: ValidationError, model: type[Command], origins: Mapping[str, 
         name = str(problem["loc"][0]) if problem["loc"] else ""
         message = str(problem["msg"]).removeprefix("Value error, ")
         if problem["type"] == "missing":
-            lines.append(f"{flag(name)} is required. See --help.")
+            keys = "".join(f" ({key})" for key in model.option(name).env_keys)
+            lines.append(f"{flag(name)}{keys} is required. See --help.")
         elif problem["type"] == "extra_forbidden":
             lines.append(f'unknown option "{name}".{suggestion(name, model.model_fields)}')
         elif not name:

@@ -111,6 +111,12 @@ def _kind(path: Path) -> str:
         return ".jsonl" if first.startswith(b"{") else ".txt"
 
 
+def check_source(source: str) -> None:
+    """Raises InputError for a source that `open_prompts` cannot read, as far as a look at the file tells."""
+    if source != "-" and not source.startswith("hf:"):
+        check_file(Path(source))
+
+
 def check_file(path: Path) -> None:
     """Raises InputError for a path that is no file of rows."""
     if path.is_dir():

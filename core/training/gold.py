@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ..commands.train_gold import GoldPlan, GoldTrained, TrainGold
+from ..data.prompts import check_source
 from ..data.run import Run
 from ..errors import UsageError
 from ..teachers.scorer import Scorer, open_scorer
@@ -35,6 +36,7 @@ def _train(options: TrainGold, run: Run, world: World, stack: ExitStack) -> Gold
     note = run.progress.note
 
     # What can be refused at once, then both models, the data as they read it, and what the student will learn from.
+    world.on_main(lambda: check_source(options.data))
     scorer = open_teacher(options, world, note)
     folder = None if options.dry_run else world.on_main(lambda: open_folder(options, run, world, stack))
     student = load_student(options, world.device, note)

@@ -93,7 +93,7 @@ def test_every_mistake_is_listed_at_once() -> None:
 
 
 def test_a_required_option_that_nobody_gives_is_named() -> None:
-    with pytest.raises(UsageError, match="--data is required"):
+    with pytest.raises(UsageError, match=r"--data \(DATA_PATH\) is required"):
         resolve(Tiny, {})
 
 
