@@ -131,7 +131,8 @@ class TrainGold(Command):
     batch_size: Annotated[int, Option(OPTIMISER, "-b", mcp=True)] = Field(default=8, ge=1)
     """Samples per optimiser step, over all processes."""
     micro_batch_size: Annotated[int, Option(OPTIMISER)] = Field(default=4, ge=1)
-    """Samples per forward pass of the student; halved by itself when memory runs out."""
+    """Samples per forward pass of the student (on a CPU 2 unless given: more is not faster there); halved by itself
+    when memory runs out."""
     learning_rate: Annotated[float | None, Option(OPTIMISER, env="LEARNING_RATE", mcp=True)] = Field(
         default=None, gt=0, le=1
     )

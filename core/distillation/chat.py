@@ -103,10 +103,14 @@ class ChatSide:
 
         Raises UsageError when the template refuses the conversation.
         """
+        return self._ids(self.prompt_text(messages, tools))
+
+    def prompt_text(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None) -> str:
+        """The text that `prompt_ids` are the tokens of. Raises UsageError as it does."""
         if tools and self._plain:
             raise UsageError(f"{self.name} has no chat template, and plain text has no place for tools.")
         try:
-            return self._ids(self._render(messages, True, tools))
+            return self._render(messages, True, tools)
         except Exception as error:  # jinja2's, or whatever the template's own code meets
             raise UsageError(f"the chat template of {self.name} refuses the conversation: {error}") from None
 

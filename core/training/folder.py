@@ -4,7 +4,8 @@ run.json                options with their origins, versions, hash of the data, 
 metrics.jsonl           events, a line each          samples.jsonl       answers of the student
 step-N/                 the model after step N; in the last one also training_state.pt, from which a run goes on
 best/, final/           models                       best_metrics.json   why best/ is the best
-curves.png              drawn by `report`            train_gold/         written by the tracker tensorboard
+trained_on.txt          hashes of the prompts        held_out.jsonl      the rows that were held out
+curves.png              drawn by `curves`            train_gold/         written by the tracker tensorboard
 """
 
 import contextlib
@@ -109,8 +110,10 @@ class RunFolder:
 
     # ---- the beginning and the end -----------------------------------------------------------------------------
 
-    def begin(self) -> None:
+    def begin(self, data: Mapping[str, bytes] | None = None) -> None:
         """Start to write: a new run.json, or with --resume the old one, with the books cut back to the checkpoint.
+
+        data: files that say what the run is trained on, by name; one that is there already stays.
 
         Raises UsageError when the folder cannot be written.
         """
@@ -123,6 +126,9 @@ class RunFolder:
                 self._record["started"] = utc_now()
             if not self.finished:
                 write_json(self.path / RUN, self._record)
+            for name, contents in (data or {}).items():  # after run.json, which says whose they are
+                if not (self.path / name).exists():
+                    write_atomic(self.path / name, contents)
         except OSError as error:
             raise UsageError(cannot_write(self.path, error)) from None
         self._events, self._samples = self._journal(METRICS), self._journal(SAMPLES)

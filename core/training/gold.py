@@ -23,10 +23,15 @@ from .signal import Signal
 from .student import load_student
 from .world import World
 
+ON_A_CPU = 2
+"""Samples per forward pass: with more a CPU is no faster, and activations take more memory."""
+
 
 def train(options: TrainGold, run: Run) -> GoldTrained | GoldPlan:
     """Train a student. Raises UsageError before anything is written, StoppedEarly with the checkpoints kept."""
     world = World(options)
+    if world.device.type == "cpu" and "micro_batch_size" not in options.model_fields_set:
+        options = options.model_copy(update={"micro_batch_size": ON_A_CPU})
     with ExitStack() as stack:
         stack.callback(world.close)
         return _train(options, run, world, stack)

@@ -15,12 +15,12 @@ from ..commands.train_gold import GoldPlan, GoldTrained, TrainGold
 from ..data.run import Run
 from ..distillation.measures import Measures, add
 from ..errors import StoppedEarly, UsageError
+from ..plots.curves import draw_curves
 from .checkpoints import load_state
 from .exchange import Exchange
 from .folder import RunFolder
 from .learner import Draw, Learner, Learnt
 from .ownership import CURVES, METRICS
-from .report import draw_curves
 from .samples import Sample, Samples
 from .student import load_weights
 from .validation import figures, sample_lines, validate
@@ -82,7 +82,7 @@ class Job:
         Raises UsageError, with nothing written, for a --monitor that is not measured.
         """
         before = None if self.options.resume else self._measure(self.samples.held_out)
-        self._on_folder(lambda folder: folder.begin())
+        self._on_folder(lambda folder: folder.begin(self.samples.files()))
         checkpoint = self.world.gather(self.folder.last_checkpoint if self.folder is not None else None)[0]
         for line in self.folder.notes if self.folder is not None else ():
             self.run.progress.note(line)

@@ -5,14 +5,17 @@ from pathlib import Path
 
 from ..commands.train_gold import TrainGold
 from ..data.jsonlines import cannot_write
+from ..data.trained_on import HELD_OUT, TRAINED_ON
 from ..errors import UsageError
 from . import checkpoints
 from .checkpoints import KEPT, LEFT
-from .record import COMMAND, Record, read_record
+from .record import COMMAND, Record, begin_record, differences, read_record
 
 RUN, METRICS, SAMPLES, BEST, CURVES = "run.json", "metrics.jsonl", "samples.jsonl", "best_metrics.json", "curves.png"
-FILES = (METRICS, SAMPLES, BEST, CURVES, RUN)
-TORN = re.compile(r"\.(run\.json|best_metrics\.json|curves\.png)\..+|(metrics|samples)\.jsonl\.new")
+FILES = (METRICS, SAMPLES, BEST, CURVES, TRAINED_ON, HELD_OUT, RUN)
+TORN = re.compile(
+    r"\.(run\.json|best_metrics\.json|curves\.png|trained_on\.txt|held_out\.jsonl)\..+|(metrics|samples)\.jsonl\.new"
+)
 """A file that was being written when its run was killed."""
 TRACKED = COMMAND
 """Accelerate names the folder of a tracker's files after the run."""
@@ -73,3 +76,11 @@ def some(names: list[str]) -> str:
     """The first five of them."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return ", ".join(names[:5]) + more
+
+
+def is_done(options: TrainGold) -> bool:
+    """Whether a run of these options, on this data, has come to its end in their output folder."""
+    before = read_record(options.output / RUN)
+    if before is None or before.get("status") != "done":
+        return False
+    return not differences(before, begin_record(options, {}, before["identity"]))

@@ -14,14 +14,13 @@ import orjson
 from ..commands.train_gold import TrainGold
 from ..data.keys import work_key
 from ..data.prompts import BadRow, Message, Prompt, PromptOptions, open_prompts
+from ..data.trained_on import HELD_OUT, TRAINED_ON, trained_on_text
 from ..distillation.chat import ChatSide
 from ..errors import UsageError
-from ..teachers.tool_calls import normal_call, with_object_arguments
+from ..teachers.template_messages import BAD_CALL, NOT_TEXT, LeftOut, content_text, template_messages, tool_schemas
 
 BAD_ROW = "the row cannot be read"
 NO_TURN = "the conversation has no turn that is answered by a text"
-NOT_TEXT = "a message is more than text, such as an image"
-BAD_CALL = "a tool call cannot be read"
 REFUSED = "a chat template refuses the conversation"
 NO_ROOM = "the prompt leaves no room for an answer"
 NO_ANSWER = "there is no answer to learn from"
@@ -41,6 +40,7 @@ class Sample:
     answer_ids: the answer in the student's tokens, its end of turn included if `answer_ended`; None without an answer.
     answer_ended: False where the answer was cut, in the data or here.
     answer: the text of `answer_ids`.
+    said: the answer as the data has it, whole; None without an answer. said_ended: False where the data has it cut.
     """
 
     key: str
@@ -52,6 +52,17 @@ class Sample:
     answer_ids: list[int] | None = None
     answer_ended: bool = False
     answer: str | None = None
+    said: str | None = None
+    said_ended: bool = True
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """It as a row of data, which reads as this sample again."""
+        said = [] if self.said is None else [{"role": "assistant", "content": self.said}]
+        row: dict[str, Any] = {"messages": [*self.messages, *said]}
+        if self.tools:
+            row["tools"] = self.tools
+        return row if self.said_ended else row | {"finish_reason": "length"}
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,12 @@ class Samples:
     held_out: list[Sample]
     skipped: dict[str, int]
     notes: list[str]
+
+    def files(self) -> dict[str, bytes]:
+        """What a run keeps of them, by file name: see `data.trained_on`."""
+        rows = [orjson.dumps(sample.row) + b"\n" for sample in self.held_out]
+        held_out = {HELD_OUT: b"".join(rows)} if rows else {}
+        return {TRAINED_ON: trained_on_text(sample.messages for sample in self.train), **held_out}
 
 
 @dataclass(frozen=True)
@@ -167,26 +184,6 @@ def turns_of(prompt: Prompt) -> list[Turn]:
     return [replace(turn, place=f"{turn.place}, turn {number}") for number, turn in enumerate(found, 1)]
 
 
-def tool_schemas(value: Any) -> list[dict[str, Any]] | None:
-    """A row's `tools`, a list of schemas or the JSON of one. None for none, and for what is no list of schemas."""
-    if isinstance(value, str):
-        try:
-            value = orjson.loads(value)
-        except orjson.JSONDecodeError:
-            return None
-    if isinstance(value, list) and value and all(isinstance(tool, dict) for tool in value):
-        return value
-    return None
-
-
-class LeftOut(Exception):
-    """A sample cannot be used. reason: for counting."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
 class Reader:
     """Turns rows into samples, and remembers what the user is to know about them."""
 
@@ -255,14 +252,15 @@ class Reader:
         return self._with_answer(sample, answer, not turn.cut)
 
     def _with_answer(self, sample: Sample, answer: str, ended: bool) -> Sample:
+        said, said_ended = answer, ended
         ids = self._student.completion_ids(answer.encode(), ended)
         most = self._options.max_new_tokens
         if len(ids) > most:
             self._cut += 1
             ids, ended = ids[:most], False
-            said = self._student.token_bytes.of(ids).removeprefix(self._student.lead)
-            answer = said.decode(errors="replace")
-        return replace(sample, answer_ids=ids, answer_ended=ended, answer=answer)
+            kept = self._student.token_bytes.of(ids).removeprefix(self._student.lead)
+            answer = kept.decode(errors="replace")
+        return replace(sample, answer_ids=ids, answer_ended=ended, answer=answer, said=said, said_ended=said_ended)
 
     def _prompt_ids(
         self, side: ChatSide, turn: Turn, messages: list[Message], tools: list[dict[str, Any]] | None
@@ -335,30 +333,3 @@ class Reader:
                 f"the chat template of {name} has no place for tools, so its prompts do not name them. "
                 "convert_rollouts --calls text writes them into the text."
             )
-
-
-def template_messages(messages: Sequence[Message]) -> list[Message]:
-    """A conversation as chat templates take it: contents as text, calls with arguments as objects. Raises LeftOut."""
-    prepared: list[Message] = []
-    for message in messages:
-        message = {**message, "content": content_text(message.get("content"))}
-        if raw := message.pop("tool_calls", None):
-            calls = [normal_call(call) for call in raw] if isinstance(raw, list) else [None]
-            if None in calls:
-                raise LeftOut(BAD_CALL)
-            message["tool_calls"] = calls
-        prepared.append(message)
-    return with_object_arguments(prepared)
-
-
-def content_text(content: Any) -> str:
-    """A message's content as text; that of a message that only calls is "". Raises LeftOut for images and the like."""
-    if content is None or isinstance(content, str):
-        return content or ""
-    texts: list[str] = []
-    for part in content:
-        text = part.get("text") if isinstance(part, dict) else part
-        if not isinstance(text, str):
-            raise LeftOut(NOT_TEXT)
-        texts.append(text)
-    return "".join(texts)

@@ -5,8 +5,6 @@ the same number of backward passes (one may have run out of memory and halved it
 train), and a sum over processes divided by the global count is the very sum that one process would have made.
 """
 
-import importlib.util
-import os
 import resource
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -21,9 +19,9 @@ from accelerate.utils import gather_object
 from torch.nn import Parameter
 
 from ..commands.train_gold import TrainGold
-from ..data.environment import credential
+from ..data.tracking import check_tracker, plain, project_of
 from ..distillation.terms import sum_dtype
-from ..errors import DistillError, Elsewhere, MissingDependency, UsageError
+from ..errors import DistillError, Elsewhere, UsageError
 from .student import computation_dtype
 
 T = TypeVar("T")
@@ -43,10 +41,7 @@ class World:
         there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         if not there.get(options.device, True):
             raise UsageError(f"--device {options.device}: this machine has none that torch can use. Try --device auto.")
-        if (
-            options.track and importlib.util.find_spec(options.track) is None
-        ):  # Accelerate would leave it out in silence
-            raise MissingDependency(options.track, f"--track {options.track}", f"pip install {options.track}")
+        check_tracker(options.track)
         if options.threads:
             torch.set_num_threads(options.threads)
         # Accelerate remembers the precision of an earlier run in this process, and refuses another.
@@ -126,16 +121,8 @@ class World:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
     def track(self, name: str, config: dict[str, Any]) -> None:
-        """Begin a run in the tracker, where one was asked for. wandb reads its key from the environment alone."""
-        for key in ("WANDB_API_KEY", "WANDB_ENTITY", "WANDB_PROJECT"):
-            if self.options.track == "wandb" and (value := credential(key)):
-                os.environ.setdefault(key, value)
-        if self.options.track == "wandb":
-            name = os.environ.get("WANDB_PROJECT", name)
-        plain = {
-            key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in config.items()
-        }
-        self.accelerator.init_trackers(name, config=plain)  # tensorboard takes nothing else
+        """Begin a run in the tracker, where one was asked for."""
+        self.accelerator.init_trackers(project_of(self.options.track, name), config=plain(config))
 
     def log(self, figures: dict[str, float], step: int) -> None:
         """Send figures to the tracker."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from core.data.trained_on import read_trained_on
 from tests.support.running import ROOT, Outcome, ended, read_rows, start, write_rows
 from tests.support.training import Models, make_models, shaken, weights, write_conversations
 
@@ -50,6 +51,8 @@ def test_the_script_reads_env_and_yaml_and_prints_a_plan_progress_and_a_table(fo
     ):
         assert words in outcome.stderr, words
     assert len(read_rows(folder / "runs/gold/metrics.jsonl")) >= 4 + 3
+    assert len(read_trained_on(folder / "runs/gold") or ()) == 18
+    assert len(read_rows(folder / "runs/gold/held_out.jsonl")) == 2
     weights(folder / "runs/gold/best")
 
 

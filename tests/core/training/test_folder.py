@@ -266,6 +266,43 @@ def test_a_damaged_training_state_is_named(run: Path) -> None:
         load_state(run / "step-2")
 
 
+DATA = {"trained_on.txt": b"0123456789abcdef\n", "held_out.jsonl": b'{"messages":[]}\n'}
+
+
+def test_what_a_run_is_trained_on_is_written_once_kept_by_resume_and_replaced_by_overwrite(place: Path) -> None:
+    def begun(data: dict[str, bytes], **more: Any) -> dict[str, bytes]:
+        folder = RunFolder.open(options(place, **more), {})
+        folder.begin(data)
+        folder.close()
+        return {name: (place / "run" / name).read_bytes() for name in DATA if (place / "run" / name).exists()}
+
+    assert begun(DATA) == DATA
+    other = dict.fromkeys(DATA, b"other\n")
+    assert begun(other, resume=True) == DATA
+    (place / "run" / "held_out.jsonl").unlink()  # as if the run had been killed between the two
+    assert begun(DATA, resume=True) == DATA
+    (place / "run" / ".held_out.jsonl.k2_x81").write_text("{")
+    assert begun({"trained_on.txt": b""}, overwrite=True) == {"trained_on.txt": b""}
+    assert not list((place / "run").glob(".held_out*"))
+
+
+def test_a_full_disk_at_the_beginning_is_told_in_words(place: Path) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    folder = RunFolder.open(options(place), {})
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
+        with pytest.raises(UsageError, match="cannot be written: File too large"):
+            folder.begin({"trained_on.txt": b"0" * 50_000})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, before)
+        folder.close()
+    with opened(options(place, overwrite=True)):  # it is a run's folder all the same
+        pass
+    assert names(place / "run") == [".lock", "run.json"]
+
+
 # ---- what is refused -------------------------------------------------------------------------------------------
 
 

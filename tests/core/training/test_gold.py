@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core import cli
 from core.data.environment import dotenv_of
+from core.data.trained_on import content_hash, read_trained_on
 from core.training import gold, job
 from core.training.learner import Learner
 from tests.support.running import Outcome, read_rows, write_rows
@@ -142,6 +143,13 @@ def test_a_run_brings_the_student_nearer_to_the_teacher_and_leaves_everything_it
     assert [row["step"] for row in said] == [0, 0, 1, 4, 6, 6, 8, 12, 12, 12]
     assert all(row["on_policy"] for row in said)
     assert (train.output / "curves.png").read_bytes().startswith(b"\x89PNG")
+    # 20 conversations with a question of their own each, 2 of them held out.
+    trained_on = read_trained_on(train.output) or frozenset()
+    held_out = read_rows(train.output / "held_out.jsonl")
+    assert (len(trained_on), len(held_out)) == (18, 2)
+    asked = {content_hash(row["messages"][:1]): row for row in conversations(20)}
+    assert asked.keys() - trained_on == {content_hash(row["messages"][:1]) for row in held_out}
+    assert all(row == asked[content_hash(row["messages"][:1])] for row in held_out)
     about = json.loads((train.output / "best_metrics.json").read_bytes())
     best = min(train.events("val")[1:], key=lambda row: row["val_total_loss"])
     assert (about["metric"], about["mode"], about["step"]) == ("val_total_loss", "min", best["step"])
@@ -513,7 +521,10 @@ def test_the_folder_of_another_run_is_refused_or_replaced_or_gone_on_with(train:
     (train.output / "thesis.txt").write_text("mine", encoding="utf-8")
     train.refused(*more, "--overwrite", words=["thesis.txt", "--overwrite removes runs only"])
     (train.output / "thesis.txt").unlink()
-    train.done(*more, "--overwrite", "--seed", "3")
+    assert len(read_trained_on(train.output) or ()) == 20
+    few = write_conversations(train.folder / "few.jsonl", 6)
+    train.done(*more, "--overwrite", "--seed", "3", data=few)
+    assert len(read_trained_on(train.output) or ()) == 6
     assert json.loads((train.output / "run.json").read_bytes())["options"]["seed"] == 3
 
 

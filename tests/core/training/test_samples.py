@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.commands.train_gold import TrainGold
+from core.data.trained_on import content_hash
 from core.distillation.chat import ChatSide
 from core.errors import InputError, UsageError
 from core.training.samples import Sample, Samples, hold_out, read_samples
@@ -78,6 +79,35 @@ def test_a_row_with_an_answer_becomes_a_prompt_and_an_answer_in_tokens(tmp_path:
     assert (sample.answer, sample.answer_ended, sample.place) == ("Yes?", True, f"{file}:1")
     assert sample.messages == [user("Hi")]
     assert sample.teacher_prompt_ids is sample.prompt_ids
+
+
+def test_a_samples_row_reads_as_the_same_sample_and_holds_the_whole_answer(tmp_path: Path) -> None:
+    tools = [{"name": "weather"}]
+    call = said("", tool_calls=[{"function": {"name": "weather", "arguments": {"city": "Rome"}}}])
+    rows = [
+        {"messages": [user("Hi"), said("Yes, a long answer")]},
+        {"messages": [user("Hi"), said("Yes, a")], "finish_reason": "length"},
+        {"messages": [user("And?"), call, {"role": "tool", "content": "rain"}, said("Rain")], "tools": tools},
+        {"prompt": "open"},
+    ]
+    file = jsonl(tmp_path, *rows)
+    first = read(file, student=side(TOOLS), max_new_tokens=8).train
+    assert [sample.answer for sample in first] == ["Yes, a l", "Yes, a", "Rain", None]
+    assert [sample.said for sample in first] == ["Yes, a long answer", "Yes, a", "Rain", None]
+    again = read(jsonl(tmp_path, *(sample.row for sample in first)), student=side(TOOLS), max_new_tokens=8).train
+    for one, other in zip(first, again, strict=True):
+        assert {**vars(one), "place": "", "key": ""} == {**vars(other), "place": "", "key": ""}
+
+
+def test_the_files_of_a_run_name_what_is_trained_on_and_hold_what_is_not(tmp_path: Path) -> None:
+    file = jsonl(tmp_path, *({"messages": [user(f"q{number}"), said("yes")]} for number in range(10)))
+    samples = read(file, val_fraction=0.2)
+    files = samples.files()
+    assert set(files["trained_on.txt"].decode().split()) == {content_hash(s.messages) for s in samples.train}
+    rows = [json.loads(line) for line in files["held_out.jsonl"].splitlines()]
+    assert rows == [{"messages": [*sample.messages, said("yes")]} for sample in samples.held_out]
+    assert (len(samples.train), len(rows)) == (8, 2)
+    assert set(read(file).files()) == {"trained_on.txt"}
 
 
 def test_the_teachers_prompt_is_in_its_own_template_and_tokens(tmp_path: Path) -> None:

@@ -1,50 +1,52 @@
-"""What a run shows when it ends, read from its metrics.jsonl: the curves, and the figures before and after."""
+"""The curves of a training run, read from its metrics.jsonl."""
 
 import math
-import os
-import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from ..data.jsonlines import read_lines
+from .style import BLUE, DPI, GREEN, GREY, ORANGE, RED, SIZE, SOFT, TITLE_SIZE, WIDTH, fit, picture
 
 Event = dict[str, Any]
 Points = tuple[list[float], list[float]]
 """Steps and values, in the order of the steps; a value that could not be computed is NaN."""
 
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7A7A7A"
-"""Of Okabe and Ito's palette: apart for every kind of colour vision. Lines differ in their marks or dashes, too."""
 SMOOTHED_FROM = 20
 """Training steps from which on a running mean is drawn over the single steps."""
 WINDOWS = 20
 """The running mean is over one in so many of the steps, but over at least MEAN_STEPS."""
 MEAN_STEPS = 5
-PANEL_INCHES = (4.6, 3.3)
-"""Width and height, with the room for its title and axes."""
 MANY_POINTS = 30
 """More points than that are drawn without a mark each."""
 
 
 @dataclass(frozen=True)
-class Closing:
-    """The figures of a run's closing summary.
+class Layout:
+    """How the panels are put together: columns of panels of so many inches, sizes of text in points.
 
-    before, after, best: the measures of the validation before the first step, of the last one (empty where there was
-    none after a step) and of the one at best_step. Measures that were not finite are missing.
-    tokens: of answers, trained on in all steps.   phases: seconds by phase, over all steps.
+    apart: a panel's legend stands above it, and not among its lines, where a small panel has no room.
     """
 
-    steps: int = 0
-    best_step: int | None = None
-    before: dict[str, float] = field(default_factory=dict[str, float])
-    after: dict[str, float] = field(default_factory=dict[str, float])
-    best: dict[str, float] = field(default_factory=dict[str, float])
-    tokens: int = 0
-    phases: dict[str, float] = field(default_factory=dict[str, float])
+    columns: int
+    width: float
+    height: float
+    dpi: int
+    title: float
+    text: float
+    ticks: float
+    legend: float
+    apart: bool = False
+
+
+SCREEN = Layout(columns=3, width=4.6, height=3.3, dpi=130, title=10, text=8.5, ticks=8, legend=7.5)
+"""curves.png of a run, looked at by itself."""
+PAGE = Layout(2, WIDTH / 2, 2.6, DPI, title=9.5, text=SIZE, ticks=SIZE, legend=SIZE, apart=True)
+LEGEND_LINE = 0.17
+"""Inches of a line of a legend that stands apart."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,25 @@ PANELS = (
         is_share=True,
     ),
     Panel(
+        "Entropy",
+        "nats per token",
+        (
+            Line("val_entropy", "student, held-out answers", BLUE),
+            Line("val_teacher_entropy", "teacher, held-out answers", GREEN, style=":", mark="^"),
+            Line("own_entropy", "student, its own answers", ORANGE, style="--", mark="s"),
+        ),
+        within=(0.0,),
+    ),
+    Panel(
+        "Matched share: one token on each side",
+        "share of groups of tokens",
+        (
+            Line("val_single_groups", "of held-out answers", BLUE),
+            Line("own_single_groups", "of its own answers", ORANGE, style="--", mark="s"),
+        ),
+        is_share=True,
+    ),
+    Panel(
         "Length of the student's answers",
         "mean tokens of an answer",
         (
@@ -146,55 +167,19 @@ def read_events(metrics: Path) -> list[Event]:
                 event = orjson.loads(line)
             except orjson.JSONDecodeError:  # torn, or damaged: the others are still worth drawing
                 continue
-            if isinstance(event, dict) and isinstance(event.get("step"), int):
+            if isinstance(event, dict) and isinstance(event.get("step"), int) and "event" in event:
                 events.append(event)
     return events
 
 
-def closing(events: Iterable[Event]) -> Closing:
-    """The closing figures. Of two events of a kind for the same step the later one counts."""
-    steps: dict[int, Event] = {}
-    validations: dict[int, Event] = {}
-    best_step: int | None = None
-    for event in events:
-        if event["event"] == "train_step":
-            steps[event["step"]] = event
-        elif event["event"] == "val":
-            validations[event["step"]] = event
-        elif event["event"] == "best_checkpoint_saved":
-            best_step = event["step"]
-    last = max(validations, default=0)
-    phases: dict[str, float] = {}
-    for event in steps.values():
-        for name, seconds in event.get("phases", {}).items():
-            phases[name] = phases.get(name, 0.0) + seconds
-    return Closing(
-        steps=max(steps, default=0),
-        best_step=best_step,
-        before=_measures(validations.get(0, {})),
-        after=_measures(validations[last]) if last else {},
-        best=_measures(validations.get(best_step, {})) if best_step is not None else {},
-        tokens=sum(event.get("tokens", 0) for event in steps.values()),
-        phases=phases,
-    )
-
-
-def _measures(event: Event) -> dict[str, float]:
-    return {
-        name: float(value)
-        for name, value in event.items()
-        if name.startswith(("val_", "own_")) and isinstance(value, int | float) and math.isfinite(value)
-    }
-
-
 def points(events: Sequence[Event], line: Line) -> Points:
-    """What a line shows: the training steps' values, or the validations'; a null becomes NaN, a gap in the line."""
+    """What a line shows: the training steps' values, or the validations'. What is no number is NaN, a gap."""
     kind = "train_step" if line.every_step else "val"
     found: dict[int, float] = {}
     for event in events:
         if event["event"] == kind and line.key in event:
             value = event[line.key]
-            found[event["step"]] = math.nan if value is None else float(value)
+            found[event["step"]] = float(value) if isinstance(value, int | float) else math.nan
     steps = sorted(found)
     return [float(step) for step in steps], [found[step] for step in steps]
 
@@ -212,40 +197,41 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
     return means
 
 
-def draw_curves(metrics: Path, target: Path) -> None:
+def draw_curves(metrics: Path, target: Path, *, layout: Layout = SCREEN, title: str = "") -> None:
     """Draw the curves of a run, in the format that the target's name ends in; the target is replaced as a whole.
 
-    Panels without a single value are left out. Raises OSError. Needs matplotlib; nothing is shown on a screen.
+    Panels without a single value are left out. With PAGE there is one for dark paper, too: name.dark.png.
+    title: before what the run came to. Raises OSError. Needs matplotlib; nothing is shown on a screen.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     events = read_events(metrics)
     panels = shown(events)
-    columns = 2 if len(panels) in (2, 4) else min(3, max(1, len(panels)))
-    rows = max(1, -(-len(panels) // columns))
-    width, height = PANEL_INCHES[0] * columns, PANEL_INCHES[1] * rows + 0.4
-    figure = Figure(figsize=(width, height), dpi=130)
-    FigureCanvasAgg(figure)
-    done = closing(events)
-    figure.text(0.15 / width, 1 - 0.1 / height, _title(done), fontsize=12, fontweight="bold", va="top")
-    for place, (panel, lines) in enumerate(panels):
-        left, low = PANEL_INCHES[0] * (place % columns) + 0.75, PANEL_INCHES[1] * (rows - 1 - place // columns) + 0.5
-        axes = figure.add_axes(
-            (left / width, low / height, (PANEL_INCHES[0] - 0.9) / width, (PANEL_INCHES[1] - 0.85) / height)
-        )
-        _draw_panel(axes, panel, lines, done.best_step)
-        axes.set_xlim(*_span(events))
-    if not panels:
-        figure.text(0.5, 0.5, "no values yet", fontsize=10, color=GREY, ha="center", va="center")
-    new = target.with_name(f".{target.name}.new")
-    try:
-        with warnings.catch_warnings():  # a sign that the font does not have is drawn as a box
-            warnings.filterwarnings("ignore", "Glyph .* missing")
-            figure.savefig(new, format=target.suffix.removeprefix("."))
-        os.replace(new, target)
-    finally:
-        new.unlink(missing_ok=True)
+    columns = min(layout.columns, 2 if len(panels) in (2, 4) else max(1, len(panels)))
+    wide = layout.width * layout.columns / columns if layout.apart else layout.width
+    rows = [panels[start : start + columns] for start in range(0, max(1, len(panels)), columns)]
+    above = [_above(row, layout) for row in rows]
+    best = best_step(events)
+    heads = [title, summary(events)] if title else [summary(events)]
+    heads[-1] += " (dotted)" if best is not None and layout.apart else ""
+    head = 0.4 + 0.2 * (len(heads) - 1)
+    width, height = wide * columns, layout.height * len(rows) + sum(above) + head
+    with picture(target, width, height, dpi=layout.dpi, dark=layout is PAGE) as figure:
+        for line, text in enumerate(heads):
+            size, weight = (12 if layout is SCREEN else TITLE_SIZE, "bold") if not line else (SIZE, "normal")
+            text = fit(text, width - 0.3, size, bold=not line)
+            place = (0.15 / width, 1 - (0.1 + 0.24 * line) / height)
+            figure.text(*place, text, fontsize=size, fontweight=weight, va="top", parse_math=False)
+        top = head
+        for row, room in zip(rows, above, strict=True):
+            top += room + layout.height
+            for column, (panel, lines) in enumerate(row):
+                left, low = wide * column + 0.75, height - top + 0.5
+                axes = figure.add_axes(
+                    (left / width, low / height, (wide - 0.9) / width, (layout.height - 0.85) / height)
+                )
+                _draw_panel(axes, panel, lines, best, layout, room)
+                axes.set_xlim(*_span(events))
+        if not panels:
+            figure.text(0.5, 0.5, "no values yet", fontsize=10, color=SOFT, ha="center", va="center")
 
 
 def shown(events: Sequence[Event]) -> list[tuple[Panel, list[tuple[Line, Points]]]]:
@@ -259,49 +245,79 @@ def shown(events: Sequence[Event]) -> list[tuple[Panel, list[tuple[Line, Points]
     return panels
 
 
-def _title(done: Closing) -> str:
-    what = f"{done.steps:,} step{'' if done.steps == 1 else 's'}, {done.tokens:,} tokens of answers"
-    return what if done.best_step is None else f"{what}; best at step {done.best_step:,}"
+def best_step(events: Iterable[Event]) -> int | None:
+    """Where the run kept its best student last."""
+    steps = [event["step"] for event in events if event["event"] == "best_checkpoint_saved"]
+    return steps[-1] if steps else None
 
 
-def _draw_panel(axes: Any, panel: Panel, lines: Sequence[tuple[Line, Points]], best_step: int | None) -> None:
+def summary(events: Sequence[Event]) -> str:
+    """What the run came to. A step that was made again after a crash counts once, as the later one."""
+    tokens = {event["step"]: event.get("tokens", 0) for event in events if event["event"] == "train_step"}
+    steps, best = max(tokens, default=0), best_step(events)
+    what = f"{steps:,} step{'' if steps == 1 else 's'}, {sum(tokens.values()):,} tokens of answers"
+    return what if best is None else f"{what}; best at step {best:,}"
+
+
+def _above(row: Sequence[tuple[Panel, Sequence[tuple[Line, Points]]]], layout: Layout) -> float:
+    """Inches that the legends of a row of panels take above them."""
+    if not layout.apart:
+        return 0.0
+    return LEGEND_LINE * max((len(lines) for _, lines in row), default=0)
+
+
+def _draw_panel(
+    axes: Any,
+    panel: Panel,
+    lines: Sequence[tuple[Line, Points]],
+    best: int | None,
+    layout: Layout,
+    room: float,
+) -> None:
+    """room: inches above the axes for a legend that stands apart."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     for line, (steps, values) in lines:
         _draw_line(axes, line, steps, values)
     validated = any(not line.every_step for line, _ in lines)
-    if best_step is not None and validated:
-        axes.axvline(best_step, color=GREY, linewidth=1.0, linestyle=(0, (1, 2)), label="best step", zorder=0)
-    axes.set_title(panel.title, fontsize=10, loc="left")
-    axes.set_xlabel("optimiser step", fontsize=8.5)
-    axes.set_ylabel(panel.axis, fontsize=8.5)
-    axes.yaxis.set_label_coords(-0.56 / (PANEL_INCHES[0] - 0.9), 0.5)
-    axes.tick_params(labelsize=8)
+    if best is not None and validated:
+        dotted = {"color": GREY, "linewidth": 1.0, "linestyle": (0, (1, 2))}
+        axes.axvline(best, label="" if layout.apart else "best step", zorder=0, **dotted)
+    wide, high = axes.bbox.size / layout.dpi
+    start, above = (-0.12 / wide, room + 0.04) if layout.apart else (0.0, 0.0)
+    axes.set_title(panel.title, fontsize=layout.title, loc="left", x=start, pad=6.0 + 72 * above)
+    axes.set_xlabel("optimiser step", fontsize=layout.text)
+    axes.set_ylabel(panel.axis, fontsize=layout.text)
+    axes.yaxis.set_label_coords(-0.56 / wide, 0.5)
+    axes.tick_params(labelsize=layout.ticks)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     _limit(axes, panel, lines)
     if panel.is_share:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
-    axes.grid(color="#DDDDDD", linewidth=0.6)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    axes.grid()
     handles, names = axes.get_legend_handles_labels()
-    axes.legend(handles, names, fontsize=7.5, frameon=True, framealpha=0.85, edgecolor="none", loc="best")
+    if layout.apart:
+        place = {"loc": "upper left", "bbox_to_anchor": (start, 1 + above / high), "borderaxespad": 0.0}
+        thin = {"borderpad": 0.0, "labelspacing": 0.2, "handlelength": 1.8, "handletextpad": 0.5}
+        axes.legend(handles, names, fontsize=layout.legend, frameon=False, **place, **thin)
+    else:
+        look = {"frameon": True, "framealpha": 0.85, "edgecolor": "none"}
+        axes.legend(handles, names, fontsize=layout.legend, loc="best", **look)
 
 
 def _draw_line(axes: Any, line: Line, steps: list[float], values: list[float]) -> None:
     """Single steps faintly under their running mean where there are many; a mark for every point where few."""
-    few = len(steps) <= MANY_POINTS
+    few, colour = len(steps) <= MANY_POINTS, line.colour
     if line.every_step and len(steps) >= SMOOTHED_FROM:
         window = max(MEAN_STEPS, len(steps) // WINDOWS)
-        axes.plot(steps, values, color=line.colour, linewidth=0.8, alpha=0.35)
+        axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.35)
         name = f"{line.name}, mean of {window} steps"
-        axes.plot(steps, running_mean(values, window), color=line.colour, linewidth=1.6, label=name)
+        axes.plot(steps, running_mean(values, window), color=colour, linewidth=1.6, label=name)
         return
     axes.plot(
         steps,
         values,
-        color=line.colour,
+        color=colour,
         linewidth=1.6,
         linestyle=line.style,
         marker=line.mark if few else "",
@@ -316,7 +332,10 @@ def _limit(axes: Any, panel: Panel, lines: Sequence[tuple[Line, Points]]) -> Non
     low, high = min([*finite, *panel.within]), max([*finite, *panel.within])
     room = 0.06 * (high - low) or 0.05 * abs(high) or 0.05
     bottom = low if low == 0.0 and 0.0 in panel.within else low - room
-    axes.set_ylim(bottom, high + room)
+    top = high + room
+    if panel.is_share:  # no share is less than nothing or more than all
+        bottom, top = max(0.0, bottom), min(top, 1.0 + 0.06 * (high - low))
+    axes.set_ylim(bottom, top)
 
 
 def _span(events: Sequence[Event]) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""What is drawn and said of a run's events: hand-computed figures, gaps, one point, torn lines."""
+"""The curves of a run, and what is said of it: hand-computed figures, gaps, one point, torn lines."""
 
 import json
 import math
@@ -10,16 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from core.training.report import (
+from core.plots.curves import (
+    PAGE,
     PANELS,
-    Closing,
     Line,
-    closing,
+    _limit,  # pyright: ignore[reportPrivateUsage]
+    best_step,
     draw_curves,
     points,
     read_events,
     running_mean,
     shown,
+    summary,
 )
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -46,6 +48,8 @@ def whole_val(number: int) -> dict[str, Any]:
         val_total_loss=value,
         val_kl=value,
         val_top1_agreement=1 - value / 2,
+        val_entropy=2.0,
+        val_teacher_entropy=1.5,
         own_reverse_kl=value,
         own_top1_agreement=1 - value / 3,
         own_length=80.0,
@@ -68,49 +72,32 @@ def titles(*events: dict[str, Any]) -> list[str]:
     return [panel.title for panel, _ in shown(events)]
 
 
-# ---- the closing figures -----------------------------------------------------------------------------------------
+# ---- what it came to ---------------------------------------------------------------------------------------------
 
 
-def test_the_closing_figures_of_a_run_that_was_best_in_the_middle():
-    # three steps of 100 tokens and 0.5 s for the teacher: 300 tokens, 1.5 s
-    found = closing(
-        [val(0, val_kl=0.9), step(1), best(1), val(1, val_kl=0.3, own_length=7), step(2), step(3), val(3, val_kl=0.4)]
-    )
-    assert found == Closing(
-        steps=3,
-        best_step=1,
-        before={"val_kl": 0.9},
-        after={"val_kl": 0.4},
-        best={"val_kl": 0.3, "own_length": 7.0},
-        tokens=300,
-        phases={"teacher": 1.5},
-    )
+def test_what_a_run_came_to():
+    # three steps of 100 tokens; the student of step 3 was kept last
+    events = [val(0, val_kl=0.9), step(1), best(1), step(2), step(3), best(3)]
+    assert summary(events) == "3 steps, 300 tokens of answers; best at step 3"
+    assert best_step(events) == 3
 
 
-def test_without_validation_there_is_neither_before_nor_after():
-    assert closing([step(1), step(2)]) == Closing(steps=2, tokens=200, phases={"teacher": 1.0})
-
-
-def test_only_a_validation_before_the_first_step_is_no_after():
-    found = closing([val(0, val_kl=0.9)])
-    assert (found.before, found.after, found.best) == ({"val_kl": 0.9}, {}, {})
-
-
-def test_a_measure_that_was_not_finite_is_left_out_of_the_closing_figures():
-    assert closing([val(0, val_kl=None, own_length=3.0)]).before == {"own_length": 3.0}
+def test_a_run_without_a_best_step_names_none():
+    assert summary([step(1)]) == "1 step, 100 tokens of answers"
+    assert best_step([step(1)]) is None
+    assert summary([]) == "0 steps, 0 tokens of answers"
 
 
 def test_of_two_events_for_one_step_the_later_one_counts():
     # a step that was made again after a crash is not counted twice
-    found = closing([step(1), step(2), step(2, tokens=40), val(2, val_kl=1.0), val(2, val_kl=0.5)])
-    assert (found.tokens, found.after) == (140, {"val_kl": 0.5})
+    assert summary([step(1), step(2), step(2, tokens=40)]) == "2 steps, 140 tokens of answers"
 
 
 # ---- reading and points ------------------------------------------------------------------------------------------
 
 
-def test_a_torn_last_line_and_rows_without_a_step_are_left_out(tmp_path: Path):
-    path = written(tmp_path, step(1), {"event": "stopped"}, tail='{"event": "train_st')
+def test_a_torn_last_line_and_rows_of_another_kind_are_left_out(tmp_path: Path):
+    path = written(tmp_path, step(1), {"event": "stopped"}, {"step": 2}, tail='{"event": "train_st')
     assert [event["step"] for event in read_events(path)] == [1]
     assert read_events(tmp_path / "nothing.jsonl") == []
 
@@ -147,9 +134,18 @@ def test_all_panels_of_a_run_with_validation():
         "Loss",
         "Divergence from the teacher",
         "Same most probable token as the teacher",
+        "Entropy",
         "Length of the student's answers",
         "Broken answers of the student",
         "Speed",
+    ]
+
+
+def test_across_tokenizers_the_matched_share_has_a_panel():
+    assert titles(step(1), val(1, val_single_groups=0.7, val_kl=0.1)) == [
+        "Loss",
+        "Divergence from the teacher",
+        "Matched share: one token on each side",
     ]
 
 
@@ -187,13 +183,35 @@ def test_curves_are_drawn_for_any_number_of_steps(tmp_path: Path, steps: int, va
     target = tmp_path / "curves.png"
     draw_curves(written(tmp_path, *events), target)
     with Image.open(target) as image:
-        # 130 dots per inch, 3 columns of 4.6 inches, 2 rows of 3.3 inches and 0.4 more
+        # 130 dots per inch, 3 columns of 4.6 inches, 3 rows of 3.3 inches for 7 panels and 0.4 more
         if steps and validated:
-            assert image.size == (1794, 910)
+            assert image.size == (1794, 1339)
         colours = image.convert("RGB").getcolors(2**24)
     assert colours is not None
     assert len(colours) > 10
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "metrics.jsonl"]
+
+
+def test_curves_for_a_page_are_there_for_light_and_dark_paper(tmp_path: Path):
+    events = [whole_step(number) for number in range(1, 4)] + [whole_val(0), whole_val(3), best(3)]
+    draw_curves(written(tmp_path, *events), tmp_path / "curves.png", layout=PAGE, title="Training of $student_1$")
+    corners: list[object] = []
+    for name in ("curves.png", "curves.dark.png"):
+        with Image.open(tmp_path / name) as image:
+            assert image.width == 1050  # 7 inches of 150 dots
+            corners.append(image.convert("RGB").getpixel((0, image.height - 1)))
+    assert corners == [(0xFF, 0xFF, 0xFF), (0x16, 0x18, 0x1C)]
+
+
+def test_the_axis_of_a_share_shows_nothing_below_zero_and_above_one(tmp_path: Path):
+    from matplotlib.figure import Figure
+
+    for value in (0.0, 1.0):
+        axes = Figure().add_subplot()
+        panel, lines = shown([val(0, val_top1_agreement=value), val(1, val_top1_agreement=value)])[0]
+        _limit(axes, panel, lines)
+        low, high = axes.get_ylim()
+        assert 0.0 <= low < high <= 1.0
 
 
 def test_a_gap_in_the_loss_is_drawn_as_a_gap(tmp_path: Path):
