@@ -1,8 +1,11 @@
 """`demo`: what the product does, offline, on real input with a real teacher."""
 
+from pathlib import Path
+
 import orjson
 
 from .commands.demo import Demo, DemoResult, Example
+from .commands.evaluate import Evaluate, Evaluated
 from .commands.generate_teacher_data import Generated, GenerateTeacherData
 from .commands.make_student import MakeStudent
 from .commands.train_gold import GoldTrained, TrainGold
@@ -19,7 +22,10 @@ PASSAGES = 8
 
 
 def demo(options: Demo, run: Run) -> DemoResult:
-    """Generate teacher data, make a student, train it. Raises DistillError as the commands do that it runs."""
+    """Generate teacher data, make a student, train it, evaluate it; what is there already is not done again.
+
+    Raises DistillError as the commands do that it runs.
+    """
     try:
         options.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -49,9 +55,12 @@ def demo(options: Demo, run: Run) -> DemoResult:
     if generated.status != "done":
         run.progress.note("not all answers are there, so nothing is trained: the same command asks for the rest")
         return result
-    student = options.output / "student"
-    trained = train_student(options, generated, run)
-    return result.model_copy(update={"status": trained.status, "student": student, "trained": trained})
+    student = make_student(options, run)
+    trained = train_student(options, generated, student, run)
+    result = result.model_copy(update={"student": student, "trained": trained})
+    if trained is not None and trained.status != "done":
+        return result.model_copy(update={"status": trained.status})
+    return result.model_copy(update={"evaluated": evaluate_student(options, student, run)})
 
 
 def examples(generated: Generated) -> list[Example]:
@@ -66,9 +75,8 @@ def examples(generated: Generated) -> list[Example]:
     return found
 
 
-def train_student(options: Demo, generated: Generated, run: Run) -> GoldTrained:
-    """A student out of the teacher, trained on its own answers and on the teacher's."""
-    from .training.gold import train
+def make_student(options: Demo, run: Run) -> Path:
+    """A student out of the teacher, or the one that is there."""
     from .training.make_student import make
 
     student = options.output / "student"
@@ -78,24 +86,55 @@ def train_student(options: Demo, generated: Generated, run: Run) -> GoldTrained:
         run.progress.note(f"making a student with {options.layers} layers")
         made = make(MakeStudent(model=options.model, output=student, layers=options.layers, limit=PASSAGES), run)
         run.progress.note(made.summary())
-    trained = train(
-        TrainGold(
-            data=str(generated.output),
-            output=options.output / "gold",
-            student=str(student),
-            teacher=options.model,
-            max_steps=options.steps,
-            batch_size=4,
-            max_new_tokens=64,
-            learning_rate=3e-4,
-            freeze_embeddings=True,
-            val_fraction=HELD_OUT,
-            eval_every=max(1, options.steps // 2),
-            save_every=max(1, options.steps),
-            overwrite=True,
-        ),
-        run,
+    return student
+
+
+def train_student(options: Demo, generated: Generated, student: Path, run: Run) -> GoldTrained | None:
+    """The student trained on its own answers and on the teacher's; None when it has been, with these options."""
+    from .training.gold import train
+    from .training.ownership import is_done
+
+    training = TrainGold(
+        data=str(generated.output),
+        output=options.output / "gold",
+        student=str(student),
+        teacher=options.model,
+        max_steps=options.steps,
+        batch_size=4,
+        max_new_tokens=64,
+        learning_rate=3e-4,
+        freeze_embeddings=True,
+        val_fraction=HELD_OUT,
+        eval_every=max(1, options.steps // 2),
+        save_every=max(1, options.steps),
+        overwrite=True,
     )
+    if is_done(training):
+        run.progress.note(f"the student in {training.output} is trained already; remove it to train anew")
+        return None
+    trained = train(training, run)
     if not isinstance(trained, GoldTrained):
         raise StoppedEarly("the demo has trained nothing")
     return trained
+
+
+def evaluate_student(options: Demo, student: Path, run: Run) -> Evaluated:
+    """The trained student against what it was, and against the teacher, on tasks and on held-out prompts."""
+    from .evaluation.evaluate import evaluate
+
+    evaluated = evaluate(
+        Evaluate(
+            student=str(options.output / "gold"),
+            baseline=str(student),
+            teacher=options.model,
+            teacher_backend="hf",
+            suite=["offline"],
+            limit=options.items,
+            max_new_tokens=64,
+            output=options.output / "report",
+        ),
+        run,
+    )
+    if not isinstance(evaluated, Evaluated):
+        raise StoppedEarly("the demo has evaluated nothing")
+    return evaluated

@@ -15,6 +15,7 @@ COMMANDS = {
     "compare_tokenizers": ".compare_tokenizers:CompareTokenizers",
     "make_student": ".make_student:MakeStudent",
     "train_gold": ".train_gold:TrainGold",
+    "evaluate": ".evaluate:Evaluate",
     "demo": ".demo:Demo",
 }
 

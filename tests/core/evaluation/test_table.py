@@ -1,0 +1,77 @@
+"""The closing table: 80 columns whatever the names, and an arrow only for what was found."""
+
+import unicodedata
+
+from core.evaluation.results import Report
+from core.evaluation.table import terminal
+from tests.support.evaluation import STRENGTHS, TASKS, example, made
+
+
+def columns(line: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in line)
+
+
+def with_change(report: Report, low: float, high: float, *, higher_is_better: bool = True) -> str:
+    """The line of the report's first task when its interval is this."""
+    metric = report.metrics[0]
+    metric.higher_is_better = higher_is_better
+    change = {"value": (low + high) / 2, "low": low, "high": high}
+    metric.differences = [metric.differences[0].model_copy(update=change)]
+    report.metrics = [metric]
+    return terminal(report, encoding="utf-8").splitlines()[2]
+
+
+def test_a_block_for_each_model_with_its_figures():
+    report, _ = example()
+    lines = terminal(report, encoding="utf-8").splitlines()
+    assert lines[0] == "student against baseline"
+    assert lines[2].split() == [
+        *("arithmetic", "exact_match", "120", "35.0%", "56.7%", "+21.7"),
+        *("[+13.9,", "+29.4]", "▲", "<0.001"),
+    ]
+    assert "▲" not in lines[3]
+    assert "▼" not in lines[3]
+    assert "▼" in lines[4]
+    assert "▲" in lines[5]  # less is better there
+    assert "teacher against baseline" in lines
+    assert lines[-1].startswith("▲ better, ▼ worse")
+
+
+def test_an_arrow_stands_only_where_the_interval_excludes_zero():
+    assert "▲" in with_change(example()[0], 0.001, 0.2)
+    assert "▼" in with_change(example()[0], -0.2, -0.001)
+    assert "▼" in with_change(example()[0], 0.001, 0.2, higher_is_better=False)
+    for low, high in ((-0.001, 0.2), (0.0, 0.2), (-0.2, 0.0), (0.0, 0.0)):
+        line = with_change(example()[0], low, high)
+        assert "▲" not in line
+        assert "▼" not in line
+
+
+def test_without_a_difference_there_is_no_word_about_arrows():
+    report, _ = example()
+    report.metrics = report.metrics[1:2]
+    assert "▲" not in terminal(report, encoding="utf-8")
+    report.metrics = []
+    assert terminal(report) == "no two models were measured on the same task"
+
+
+def test_no_line_is_wider_than_80_columns_whatever_the_names():
+    for name in ("x" * 300, "评测" * 60, "e\u0301" * 100, "\x1b[2J\nb" * 30):
+        report, _ = made({f"{name}{model}": of for model, of in STRENGTHS.items()}, TASKS)
+        for metric in report.metrics:
+            metric.task, metric.metric, metric.items = name, name, 1_234_567
+        text = terminal(report, encoding="utf-8")
+        assert max(map(columns, unicodedata.normalize("NFC", text).splitlines())) <= 80
+        assert "\x1b" not in text
+        assert len(text.splitlines()) == 2 * 6 + 3
+
+
+def test_a_terminal_without_the_signs_gets_plain_ones():
+    report, _ = example()
+    text = terminal(report, encoding="ascii")
+    assert text.isascii()
+    assert "-10.3, +6.3" in text
+    assert "[+13.9, +29.4] ^  <0.001" in text
+    assert "[-4.1, -0.8] v   0.008" in text
+    report.metrics[0].task = "评测"
+    assert terminal(report, encoding="latin-1").isascii()
