@@ -89,7 +89,8 @@ class Evaluate(Command):
     """Of the bootstrap, of --limit and of the examples of --num-fewshot."""
 
     name: Annotated[str | None, Option(RUN, mcp=True)] = None
-    """Name of the report; it goes to reports/NAME (default: that of the student)."""
+    """Name of the report; it goes to reports/NAME (default: that of the student). Where another report is, this one
+    goes to NAME-2."""
     output: Annotated[Path | None, Option(RUN, "-o", env="EVAL_OUTPUT_DIR", mcp=True)] = None
     """Another folder for it."""
     compare: Annotated[list[Path] | None, Option(RUN, mcp=True)] = None
@@ -106,8 +107,6 @@ class Evaluate(Command):
     """API: most requests in flight."""
     cache: Annotated[Path | None, Option(RUN)] = None
     """Where answers are kept, by the hash of the model (default: ~/.cache/distill/answers)."""
-    trust_remote_code: Annotated[bool, Option(RUN)] = False
-    """Run Python code that a task's data set on the Hub brings along."""
     track: Annotated[Literal["trackio", "tensorboard", "wandb"] | None, Option(RUN)] = None
     """Also send the figures to this tracker."""
     dry_run: Annotated[bool, Option(RUN, mcp=True)] = False
@@ -140,6 +139,13 @@ class Evaluate(Command):
             names.append(name)
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"two models are called {twice}")
+        return value
+
+    @field_validator("name")
+    @classmethod
+    def _no_path(cls, value: str | None) -> str | None:
+        if value is not None and (not value.strip(".") or "/" in value or "\\" in value):
+            raise ValueError("is a name, not a path: give that with --output")
         return value
 
     @model_validator(mode="after")
@@ -195,9 +201,4 @@ class Evaluated(Result):
     seconds: float
 
     def summary(self) -> str:
-        lines = [self.table, "", *self.headline]
-        if self.status == "interrupted":
-            lines.append("interrupted: what was answered is kept, the same command goes on")
-        else:
-            lines.append(f"next: open {self.output / 'report.html'} in a browser")
-        return "\n".join(lines)
+        return "\n".join([self.table, "", *self.headline, f"next: open {self.output / 'report.html'} in a browser"])

@@ -1,5 +1,6 @@
 """What models have answered, kept by the hash of the model and of the question: an evaluation goes on where it was."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
@@ -8,8 +9,12 @@ from typing import Any
 
 import orjson
 
-from ..data.jsonlines import Journal, Row, lock, read_lines
+from ..data.jsonlines import Journal, lock
 from ..errors import InputError, UsageError
+
+
+class Broken(str):
+    """The answer of a model that gave none: its logits were not finite, it refused, or it cannot do what was asked."""
 
 
 def default_folder() -> Path:
@@ -32,27 +37,33 @@ class Answers:
     """The answers of one model: a journal `IDENTITY.jsonl`, read once, with a row for each answer.
 
     A row is on its way to the disk when `put` returns, so a killed run loses none. A second run of the same model at
-    the same time writes `IDENTITY.2.jsonl`, and so on; all of them are read.
+    the same time writes `IDENTITY.2.jsonl`, and so on; all of them are read. So does a run that finds a file damaged:
+    that one stays as it is, and what it holds is used.
+
+    notes: lines that were passed over, for the user.
     """
 
     def __init__(self, folder: Path, identity: str) -> None:
         """identity: a hash of all that the model's answers depend on. Raises UsageError for a folder or file that
-        cannot be written or that holds something else."""
+        cannot be written, or that holds no answers at all."""
+        self.notes: list[str] = []
         self._values: dict[bytes, Any] = {}
+        self._closed = False
+        self._made = None if folder.is_dir() else folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(
                 f"{folder} cannot be made: {error.strerror}. Choose another folder with --cache."
             ) from None
-        mine = next(path for path in _places(folder, identity) if _free(path))
+        self._journal = self._opened(folder, identity)
         try:
             for path in sorted(folder.glob(f"{identity}.*jsonl")):
-                if path != mine:
+                if path != self._journal.path:
                     self._read(path)
-            self._journal = Journal(mine, lambda number, row: self._take(mine, number, row))
-        except InputError as error:
-            raise UsageError(f"{error} It should hold kept answers: delete it, or choose another --cache.") from None
+        except BaseException:
+            self._journal.close()
+            raise
 
     def get(self, kind: str, args: Iterable[Any]) -> Any:
         """The value that was put, as JSON gives it back; None: there is none."""
@@ -68,7 +79,15 @@ class Answers:
         self._values[key] = value
 
     def close(self) -> None:
+        """An empty journal is removed, and its folder if it was made for it: a dry run leaves nothing. Copies of one
+        model share their answers, so it may be called again."""
+        if self._closed:
+            return
+        self._closed = True
         self._journal.close()
+        if self._made is not None:
+            with contextlib.suppress(OSError):  # it holds something
+                self._made.rmdir()
 
     def __enter__(self) -> "Answers":
         return self
@@ -76,20 +95,53 @@ class Answers:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _take(self, path: Path, number: int, row: Row) -> None:
+    def _opened(self, folder: Path, identity: str) -> Journal:
+        """The first file that no other run is writing and that is whole."""
+
+        def inspect(number: int, row: Any) -> None:
+            if not self._take(row):
+                raise InputError(path, number, "not an answer.")
+
+        for path in _places(folder, identity):
+            if _free(path):
+                try:
+                    return Journal(path, inspect)
+                except InputError:  # `_read` uses what is whole of it
+                    continue
+        raise AssertionError  # _places ends with an error
+
+    def _take(self, row: Any) -> bool:
+        """Whether a row is an answer, which is remembered then."""
         try:
             self._values[bytes.fromhex(row["key"])] = row["value"]
         except (KeyError, TypeError, ValueError):
-            raise InputError(path, number, "not an answer.") from None
+            return False
+        return True
 
     def _read(self, path: Path) -> None:
-        """The journal of another run, which may be writing a line just now."""
-        for number, line in read_lines(path):
-            try:
-                row = orjson.loads(line)
-            except orjson.JSONDecodeError:
-                return
-            self._take(path, number, row)
+        """A file that stays as it is: damaged, or of another run, which may be writing a line just now. Raises
+        UsageError when none of its lines is an answer."""
+        good = bad = 0
+        with open(path, "rb") as file:
+            for line in file:
+                if not line.strip():
+                    continue
+                try:
+                    taken = self._take(orjson.loads(line))
+                except orjson.JSONDecodeError:
+                    if not line.endswith(b"\n") and (good or line.startswith(b'{"'[: len(line)])):
+                        continue  # the last line, not whole yet
+                    taken = False
+                good, bad = good + taken, bad + (not taken)
+        if bad and not good:
+            raise UsageError(
+                f"{path} is in the place of kept answers and holds something else. Choose another folder with --cache."
+            )
+        if bad:
+            self.notes.append(
+                f"{path}: {bad:,} of {good + bad:,} lines are damaged and were passed over; what they answered is "
+                "asked again"
+            )
 
 
 def _places(folder: Path, identity: str) -> Iterator[Path]:

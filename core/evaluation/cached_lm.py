@@ -15,9 +15,9 @@ from ..data.run import Run
 from ..errors import StoppedEarly
 from ..teachers.hf_model import load_tokenizer
 from ..teachers.hf_states import empty_caches, out_of_memory
-from .answers import Answers, default_folder, key_of
+from .answers import Answers, Broken, default_folder, key_of
 from .batches import batch_size
-from .completer_lm import CompleterLM
+from .completer_lm import CompleterLM, TeacherFailed
 from .language_models import CannotScore, LanguageModel, open_language_model
 from .models import Named
 from .quiet import quiet
@@ -29,10 +29,6 @@ ROLLING_AT_ONCE = 16
 """Texts; HFLM reports them only when all of a call are scored, and what is not reported is lost with the process."""
 MOST_WITH_AUTO = 64
 """The largest batch that HFLM tries by itself."""
-
-
-class Broken(str):
-    """The answer of a model that gave none: its logits were not finite, or it cannot do what was asked."""
 
 
 def broken(response: Any) -> bool:
@@ -91,7 +87,7 @@ class CachedLM(LM):
         return self._answered("loglikelihood_rolling", requests)
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Strings; `Broken` ones where the model's logits were not finite."""
+        """Strings; `Broken` ones where the model's logits were not finite, or it gave no answer."""
         return self._answered("generate_until", requests)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
@@ -193,7 +189,7 @@ class CachedLM(LM):
                 self._ask(kind, list(new.values()))
             except Stopped:
                 self.not_measured[task] = INTERRUPTED
-            except CannotScore as error:
+            except (CannotScore, TeacherFailed) as error:
                 self.not_measured[task] = str(error)
             except AssertionError as error:  # lm-eval's way to refuse a request
                 empty = "a text to be scored is empty, or longer than the model's context"
@@ -325,12 +321,19 @@ class CachedLM(LM):
         return list(dict.fromkeys([*cut, *self._notes, *(self._model.notes if self._model else [])]))
 
 
-def open_cached(named: Named, options: Evaluate, run: Run) -> CachedLM:
-    """A model with the answers that are kept of it. Nothing is loaded but its tokenizer. Raises UsageError."""
+def open_cached(named: Named, options: Evaluate, run: Run, answers: Answers | None = None) -> CachedLM:
+    """A model with the answers that are kept of it. Nothing is loaded but its tokenizer. Raises UsageError.
+
+    answers: those of another copy of the model that takes part.
+    """
     tokenizer = None if named.tokenizer_folder is None else load_tokenizer(named.tokenizer_folder, chat=False)
+    if answers is None:
+        answers = Answers(options.cache or default_folder(), named.identity)
+        for text in answers.notes:
+            run.progress.note(text)
     return CachedLM(
         named.name,
-        Answers(options.cache or default_folder(), named.identity),
+        answers,
         lambda: open_language_model(named, options, run.progress.note),
         run,
         tokenizer=tokenizer,

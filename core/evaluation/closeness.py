@@ -40,10 +40,10 @@ FROM_TEACHER = (
 )
 ALONE = (
     Metric("bits_per_byte", higher_is_better=False, unit="bits"),
-    Metric("entropy", higher_is_better=False, unit="nats"),
+    Metric("entropy", higher_is_better=None, unit="nats"),
 )
 OWN = (
-    Metric("own_length", higher_is_better=False, unit="tokens"),
+    Metric("own_length", higher_is_better=None, unit="tokens"),
     Metric("own_truncated", higher_is_better=False),
     Metric("own_distinct_1"),
     Metric("own_distinct_2"),
@@ -129,9 +129,9 @@ def closeness(
     top1_agreement    share of these positions at which both find the same token most probable.
     bits_per_byte     of the reference and its end of turn; comparable between tokenizers.
     entropy           of the model's predictions, nats per token.
-    Of its own answers `said`, one per row: own_length (tokens), own_truncated (share that fills --max-new-tokens), and
-    own_distinct_1, own_distinct_2: different words and pairs of words within an answer, as a share of all
-    (after Li et al., arXiv:1510.03055). Neither length nor entropy has a better side.
+    Of its own answers `said`, one per row: own_length (tokens of the text, read anew), own_truncated (share that fills
+    --max-new-tokens), and own_distinct_1, own_distinct_2: different words and pairs of words within an answer, as a
+    share of all (after Li et al., arXiv:1510.03055). Neither length nor entropy has a better side.
 
     Only Hugging Face models tell distributions: without such a model only its own answers are measured, without such a
     teacher only what needs none; None when nothing is left. An item that does not fit into a context, or for which a
@@ -161,6 +161,21 @@ def closeness(
     if not scored:
         return None
     return Answered(named.name, TASK, questions(rows), scored, list(said or [row.reference for row in rows]))
+
+
+def missing(
+    named: Named,
+    lm: CachedLM,
+    teacher: tuple[Named, CachedLM] | None,
+    rows: Sequence[HeldOut],
+    options: Evaluate,
+    run: Run,
+) -> int:
+    """How many rows `closeness` would still have to measure."""
+    if named.backend != "hf":
+        return 0
+    near = Side(*teacher) if teacher is not None and teacher[0].backend == "hf" else None
+    return len(_Measured(Side(named, lm), near, lm, rows, options, run).new)
 
 
 def own_form(said: Sequence[str], side: ChatSide | None, most: int) -> list[Scored]:
@@ -197,9 +212,14 @@ class _Measured:
         who = None if teacher is None else teacher.named.identity
         self._keys = [[VERSION, who, row.messages, row.tools, row.reference, row.ended] for row in rows]
 
+    @property
+    def new(self) -> list[int]:
+        """The places of the rows that are not measured yet."""
+        return [place for place, key in enumerate(self._keys) if self._lm.answers.get(TASK, key) is None]
+
     def all(self, note: Callable[[str], None]) -> list[Measures]:
         """One for each row; {} for one that is not measured."""
-        new = [place for place, key in enumerate(self._keys) if self._lm.answers.get(TASK, key) is None]
+        new = self.new
         self._lm.requests += len(self._rows)
         self._lm.cached += len(self._rows) - len(new)
         if new:
@@ -212,17 +232,18 @@ class _Measured:
                 reasons.setdefault(value["why"], []).append(row.place)
             found.append({name: Tally(*tally) for name, tally in value.items() if name != "why"})
         for why, places in reasons.items():
-            note(f"{self._model.named.name}: {len(places):,} held-out items not measured, such as {places[0]}: {why}")
+            items = "1 held-out item" if len(places) == 1 else f"{len(places):,} held-out items"
+            note(f"{self._model.named.name}: {items} not measured, such as {places[0]}: {why}")
         return found
 
     def _measure(self, new: set[int]) -> None:
-        progress, stop, started = self._run.progress, self._run.stop, time.monotonic()
-        total = len(self._rows)
+        progress, stop = self._run.progress, self._run.stop
+        for side in (self._model, self._teacher):
+            if side is not None:
+                _ = side.head  # a model that cannot be measured at all is refused here
+        started, total = time.monotonic(), len(self._rows)
         progress.begin(f"{self._model.named.name}: {TASK}", total=total, already=total - len(new), unit="answers")
         try:
-            for side in (self._model, self._teacher):
-                if side is not None:
-                    _ = side.head  # a model that cannot be measured at all is refused here
             for batch in self._batches(list(self._readable(new))):
                 if not new.isdisjoint(reading.place for reading in batch):
                     if stop.requested:
@@ -276,8 +297,8 @@ class _Measured:
     def _too_long(self, reading: Reading) -> str:
         sides = ("the model", self._model, reading.ours), ("the teacher", self._teacher, reading.theirs)
         for who, side, text in sides:  # by no other name: what is kept is read under other names, too
-            if side is not None and text is not None and (length := sum(map(len, text))) > side.context:
-                return f"{length:,} tokens do not fit the context of {who} ({side.context:,})"
+            if side is not None and text is not None and sum(map(len, text)) > side.context:
+                return f"too long for the context of {who} ({side.context:,} tokens)"
         return ""
 
     def _batches(self, readings: list[Reading]) -> Iterator[list[Reading]]:

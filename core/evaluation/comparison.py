@@ -3,12 +3,13 @@
 import math
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .results import (
+    CLOSENESS,
     Answered,
     Difference,
     Gap,
@@ -22,7 +23,7 @@ from .results import (
     Training,
     Unit,
 )
-from .statistics import Items, holm
+from .statistics import FEWEST, Items, holm
 
 FEW = 30
 """Items below which intervals are rough, and little can be found."""
@@ -30,6 +31,8 @@ COARSE = 0.1
 """Where only differences above 10 points would be found, the headline says so first."""
 LOWER_IS_BETTER = {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter"}
 """Of the metrics that come as a value only, without a word on their direction."""
+PER_BYTE = "bits_per_byte"
+"""The only figure of closeness that means the same whatever the tokenizer, and that a teacher has of its own."""
 
 
 # ---- figures ---------------------------------------------------------------------------------------------------------
@@ -39,7 +42,9 @@ def compare(models: Sequence[ModelInfo], answered: Iterable[Answered], draws: in
     """Every metric of every task, in the order in which they come.
 
     A model stands in a metric where it has items for it. An item that one of them could not be measured on is left
-    out for all. draws, seed: of the bootstrap. Holm's correction is over the tasks, for each model by itself.
+    out for all. Figures per token are not compared between different tokenizers; where that concerns the main figure
+    of closeness, bits per byte take its place. draws, seed: of the bootstrap. Holm's correction is over the tasks, for
+    each model by itself.
 
     Raises ValueError when two models were asked different items, or an item has no single score.
     """
@@ -49,7 +54,7 @@ def compare(models: Sequence[ModelInfo], answered: Iterable[Answered], draws: in
     metrics: list[TaskMetric] = []
     for by_model in tasks.values():
         ordered = _same_items([by_model[model.name] for model in models if model.name in by_model])
-        scored = _metrics(ordered)
+        scored = _metrics(models, ordered)
         metrics += [_compared(models, ordered, metric, draws, seed) for metric in scored]
         metrics += _values_only(ordered, primary=not any(metric.primary for metric in scored))
     _correct(metrics)
@@ -108,12 +113,26 @@ def _same_items(answered: Sequence[Answered]) -> list[_Ordered]:
     return found
 
 
-def _metrics(ordered: Sequence[_Ordered]) -> list[Metric]:
+def _metrics(models: Sequence[ModelInfo], ordered: Sequence[_Ordered]) -> list[Metric]:
+    """In the order in which they come, at most one of them primary."""
     metrics: dict[str, Metric] = {}
     for one in ordered:
         for name, scored in one.scored.items():
             metrics.setdefault(name, scored.metric)
-    return list(metrics.values())
+    main = next((metric.name for metric in metrics.values() if metric.primary), None)
+    if main is not None and ordered[0].task == CLOSENESS and PER_BYTE in metrics:
+        having = [one.model for one in ordered if main in one.scored]
+        main = PER_BYTE if _foreign(models, CLOSENESS, metrics[main], having) else main
+    return [replace(metric, primary=metric.name == main) for metric in metrics.values()]
+
+
+def _foreign(models: Sequence[ModelInfo], task: str, metric: Metric, having: Iterable[str]) -> list[str]:
+    """Those whose figures cannot be held against the baseline's: they are per token, and its tokens are others."""
+    alike = metric.name == PER_BYTE or metric.name.startswith("own_")
+    if metric.unit != "nats" and (task != CLOSENESS or alike):
+        return []
+    tokenizer = {model.name: model.tokenizer for model in models}
+    return [name for name in having if tokenizer[name] != baseline_of(models).tokenizer]
 
 
 def _compared(
@@ -167,6 +186,12 @@ def _compared(
         return result
     if items.units < 2 and len(where) > 1:
         result.notes.append("a single item or cluster: no difference has an interval")
+    if foreign := _foreign(models, task, metric, where):
+        result.notes.append(
+            f"{metric.name} is per token, and {', '.join(foreign)} {'has' if len(foreign) == 1 else 'have'} another "
+            f"tokenizer than {baseline}: not compared"
+        )
+        where = {name: i for name, i in where.items() if name not in foreign}
     for name, i in where.items():
         if name != baseline and (pair := items.paired(i, where[baseline])):
             low, high = (_within(bound, metric.unit, -1.0) for bound in (pair.low, pair.high))
@@ -174,12 +199,19 @@ def _compared(
             fields.update(low=low, high=high)
             result.differences.append(Difference(model=name, against=baseline, **fields))
     teacher = next((model.name for model in models if model.role == "teacher" and model.name in where), None)
-    if teacher and teacher != baseline:
+    if teacher and teacher != baseline and has_gap(task, metric):
         for name, i in where.items():
             if name not in (baseline, teacher):
                 gap = items.gap(i, where[baseline], where[teacher])
                 result.gaps.append(Gap(model=name, value=gap.value, low=gap.low, high=gap.high, why=gap.why))
     return result
+
+
+def has_gap(task: str, metric: Metric | TaskMetric) -> bool:
+    """Whether the teacher has a figure of its own that one can get near to. Its distance from itself is none: nothing
+    but nought or all, whatever teacher it is."""
+    name = metric.name if isinstance(metric, Metric) else metric.metric
+    return metric.higher_is_better is not None and (task != CLOSENESS or name == PER_BYTE)
 
 
 def _within(bound: float | None, unit: Unit, least: float) -> float | None:
@@ -225,7 +257,7 @@ def _correct(metrics: Sequence[TaskMetric]) -> None:
 
 @dataclass(frozen=True)
 class _Line:
-    """A task's primary metric, for one model."""
+    """A task's primary metric, for one model; one that has a better side."""
 
     metric: TaskMetric
     difference: Difference
@@ -242,6 +274,11 @@ class _Line:
         return difference.found and (difference.p if difference.p_holm is None else difference.p_holm) <= 0.05
 
     @property
+    def units(self) -> int:
+        """Independent items."""
+        return self.difference.clusters or self.metric.items
+
+    @property
     def equal(self) -> bool:
         return not (self.difference.wins or self.difference.losses)
 
@@ -254,7 +291,9 @@ class _Line:
     def text(self) -> str:
         difference, unit = self.difference, self.metric.unit
         scale, digits = (100, 1) if unit == "share" else (1, 1 if unit == "tokens" else 3)
-        value, low, high = (f"{scale * x:+.{digits}f}" for x in (difference.value, difference.low, difference.high))
+        value, low, high = (
+            _rounded(scale * x, digits, "+") for x in (difference.value, difference.low, difference.high)
+        )
         named = {"share": " points", "points": ""}.get(unit, f" {unit}")
         lower = "" if self.metric.higher_is_better else ", where less is better"
         return f"{value}{named} [{low}, {high}]{lower}"
@@ -272,7 +311,7 @@ def headline(report: Report) -> list[str]:
     lines = [
         _Line(metric, difference)
         for metric in report.metrics
-        if metric.primary
+        if metric.primary and metric.higher_is_better is not None
         for difference in metric.differences
         if difference.model == model.name
     ]
@@ -301,18 +340,25 @@ def _subject(report: Report) -> ModelInfo | None:
 
 def _how_blind(lines: Sequence[_Line]) -> str | None:
     """Says so if hardly anything could have been found in any task; many items in which much was found speak for
-    themselves."""
-    most = max(line.difference.clusters or line.metric.items for line in lines)
-    shares = [line.difference.detectable for line in lines if line.metric.unit == "share"]
-    enough = len(shares) < len(lines) or min(shares) <= COARSE or any(line.sure for line in lines)
-    if most >= FEW and enough:
+    themselves. Shares alone are judged where there are any: only of these it is known what is much."""
+    judged = [line for line in lines if line.metric.unit == "share"] or list(lines)
+    largest = max(judged, key=lambda line: line.units)
+    shares = [
+        (line.difference.detectable, line)
+        for line in judged
+        if line.metric.unit == "share" and line.difference.detectable
+    ]
+    least, finest = min(shares, key=lambda one: one[0], default=(None, largest))
+    if largest.units >= FEW and (least is None or least <= COARSE or any(line.sure for line in judged)):
         return None
-    start = f"With so few independent items ({most}{' in the largest task' if len(lines) > 1 else ''})"
-    if not shares:
-        return f"{start} only a large difference could have been found."
-    if min(shares) >= 1:
+    where = f" in {finest.metric.task}, the task that shows most" if len(judged) > 1 else ""
+    start = f"With so few independent items ({finest.units}{where})"
+    if largest.units < FEWEST or (least is not None and least >= 1):
         return f"{start} nothing could have been found."
-    return f"{start} a true difference below {100 * min(shares):.0f} points could hardly have been found."
+    if least is None:
+        return f"{start} only a large difference could have been found."
+    points = f"{100 * least:.0f}" if least >= 0.01 else f"{100 * least:.1g}"
+    return f"{start} a true difference below {points} points could hardly have been found."
 
 
 def _verdict(model: str, against: str, lines: Sequence[_Line]) -> str:
@@ -349,7 +395,8 @@ def _largest(lines: Sequence[_Line]) -> str | None:
 
 
 def _gap(report: Report, model: str) -> str | None:
-    gaps = [(m.task, gap) for m in report.metrics if m.primary for gap in m.gaps if gap.model == model]
+    metrics = [metric for metric in report.metrics if metric.primary and metric.task != CLOSENESS]
+    gaps = [(metric.task, gap) for metric in metrics for gap in metric.gaps if gap.model == model]
     known = sorted(((gap.value, task, gap) for task, gap in gaps if gap.value is not None), key=lambda one: one[:2])
     if not gaps:
         return None
@@ -357,9 +404,10 @@ def _gap(report: Report, model: str) -> str | None:
         return "The gap recovered is not defined: there is no task on which the teacher is clearly better."
     if len(known) == 1:
         value, task, gap = known[0]
-        interval = f"[{100 * (gap.low or 0.0):.0f}, {100 * (gap.high or 0.0):.0f}]"
-        return f"{model} recovered {100 * value:.0f} % {interval} of the teacher's lead on {task}."
-    middle, least, most = (f"{100 * x:.0f} %" for x in (np.median([v for v, _, _ in known]), known[0][0], known[-1][0]))
+        interval = f"[{_rounded(100 * (gap.low or 0.0))}, {_rounded(100 * (gap.high or 0.0))}]"
+        return f"{model} recovered {_rounded(100 * value)} % {interval} of the teacher's lead on {task}."
+    shown = (float(np.median([value for value, _, _ in known])), known[0][0], known[-1][0])
+    middle, least, most = (f"{_rounded(100 * value)} %" for value in shown)
     return (
         f"{model} recovered {middle} of the teacher's lead (median of the {len(known)} tasks where that is clear; "
         f"{least} on {known[0][1]}, {most} on {known[-1][1]})."
@@ -384,6 +432,16 @@ def _time(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"
     return f"{math.ceil(seconds)} s"
+
+
+def _rounded(value: float, digits: int = 0, sign: str = "") -> str:
+    """No sign before what is shown as zero.
+
+    >>> _rounded(-0.04, 1, "+"), _rounded(0.06, 1, "+"), _rounded(-0.3)
+    ('0.0', '+0.1', '0')
+    """
+    text = f"{value:{sign}.{digits}f}"
+    return text if text.strip("+-0.") else text.lstrip("+-")
 
 
 def _count(number: int, what: str) -> str:

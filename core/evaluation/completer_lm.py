@@ -22,6 +22,7 @@ from ..errors import (
     UsageError,
 )
 from ..teachers import Message, Price, Sampling, Usage, open_teacher
+from .answers import Broken
 
 BACKOFF_BASE_S, BACKOFF_CAP_S = 0.5, 30.0
 """Before attempt n + 1: a random time up to BASE * 2^n, CAP at most ("full jitter")."""
@@ -29,12 +30,18 @@ FRUITLESS_S = 600.0
 """Nothing but rate limits for so long ends the evaluation."""
 REFUSED_IN_A_ROW = 20
 """So many requests refused one after another end it, too: the cause is none of them."""
-NOTHING = ("empty_answer", "no_room_for_answer")
-"""Reasons by which a teacher says that its answer is empty: for an examiner that is an answer."""
+NOTHING = "empty_answer"
+"""The reason by which a teacher says that its answer is empty: for an examiner that is an answer."""
+NO_ROOM = "no_room_for_answer"
+"""The reason by which it says that it never came to an answer: that tells nothing of what it knows."""
 
 
 class CannotScore(UsageError):
     """The model writes answers, but does not tell how probable a given text is."""
+
+
+class TeacherFailed(StoppedEarly):
+    """The teacher cannot be asked any more; what it answered before is kept."""
 
 
 class CompleterLM(LM):
@@ -53,7 +60,7 @@ class CompleterLM(LM):
         self._options = options
         self._teacher = open_teacher(options)
         self._price: Price | None = None
-        self._refused = self._refused_in_a_row = 0
+        self._answered = self._no_room = self._refused = self._refused_in_a_row = 0
         self._last_refusal = ""
         self._quiet_until_s = self._fruitful_s = 0.0
         self._problems: list[BaseException] = []
@@ -98,25 +105,36 @@ class CompleterLM(LM):
         )
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        """One answer per request; "" where the teacher gave none, or refused (which `notes` count).
+        """One answer per request; `Broken` where the teacher refused or had no room left for one (`notes` count both).
 
-        Every answer goes to the cache hook when it comes; a refusal does not, so that it is asked again another time.
+        Every answer goes to the cache hook when it comes; a broken one does not, so that it is asked for again another
+        time.
 
-        Raises UsageError for what no request can overcome (a bad key), StoppedEarly when the teacher cannot be reached,
-        and whatever the hook raises, after what is in flight.
+        Raises UsageError for what no request can overcome (a bad key) when that is so from the beginning, TeacherFailed
+        when it is so later or the teacher cannot be reached, and whatever the hook raises, after what is in flight.
         """
-        answers = [""] * len(requests)
+        answers: list[str] = [Broken()] * len(requests)
         self._problems = []
         self._runner.run(self._answer_all([request.args for request in requests], answers))
-        if self._refused:
-            many = f"{self._refused} request{'s' * (self._refused > 1)}"
-            self.notes = [note for note in self.notes if "refused" not in note]
-            self.notes.append(
-                f"{self._options.model} refused {many}, which count as empty answers ({self._last_refusal})"
-            )
+        self.notes = self._broken_notes()
         if self._problems:
             raise self._problems[0]
         return answers
+
+    def _broken_notes(self) -> list[str]:
+        """Why items have no score."""
+        notes: list[str] = []
+        if self._refused:
+            many = f"{self._refused:,} request{'s' * (self._refused > 1)}"
+            notes.append(f"{self._options.model} refused {many}, which have no score ({self._last_refusal})")
+        if self._no_room:
+            many = f"{self._no_room:,} answer{'s' * (self._no_room > 1)}"
+            notes.append(
+                f"{many} had no room: {self._options.model} used all tokens for reasoning. These items have no score, "
+                "and are asked again each time; a task's max_gen_toks, or --max-new-tokens for held-out prompts, gives "
+                "more room"
+            )
+        return notes
 
     # ---- asking --------------------------------------------------------------------------------------------------
 
@@ -148,7 +166,7 @@ class CompleterLM(LM):
             await asyncio.wait(workers)
 
     async def _answer(self, context: str, settings: dict[str, Any]) -> str | None:
-        """The answer up to the first stop string; None for a request that is refused."""
+        """The answer up to the first stop string; None where there is none."""
         wanted: dict[str, Any] = dict(normalize_gen_kwargs(settings, 256))
         sampling = Sampling(
             max_tokens=wanted["max_gen_toks"],
@@ -172,11 +190,16 @@ class CompleterLM(LM):
                 completion = await self._teacher.complete(messages, sampling)
             except TeacherError as error:
                 self._pay(error.cost_usd, Usage())
-                if error.reason in NOTHING:
+                if error.reason == NOTHING:
                     self._went_well(loop.time())
                     return ""
+                if error.reason == NO_ROOM:
+                    self._no_room += 1
+                    self._went_well(loop.time())
+                    return None
                 if isinstance(error, TeacherUnavailable):
-                    raise (UsageError if error.usage else StoppedEarly)(str(error)) from None
+                    at_once = error.usage and not self._answered
+                    raise (UsageError if at_once else TeacherFailed)(str(error)) from None
                 if isinstance(error, RequestRejected):
                     return self._refusal(error)
                 if isinstance(error, Throttled):
@@ -192,6 +215,7 @@ class CompleterLM(LM):
                 return completion.text
 
     def _went_well(self, now_s: float) -> None:
+        self._answered += 1
         self._fruitful_s, self._refused_in_a_row = now_s, 0
 
     def _refusal(self, error: RequestRejected) -> None:
@@ -199,7 +223,7 @@ class CompleterLM(LM):
         self._refused_in_a_row += 1
         self._last_refusal = str(error)
         if self._refused_in_a_row >= REFUSED_IN_A_ROW:
-            raise StoppedEarly(
+            raise TeacherFailed(
                 f"{self._options.model} refused {self._refused_in_a_row} requests one after another, the last one "
                 f"because of {error}"
             )
@@ -207,15 +231,15 @@ class CompleterLM(LM):
     def _throttled(self, error: Throttled, times: int, now_s: float) -> None:
         """Silence for all workers, as long as the teacher asks for."""
         if now_s - self._fruitful_s > max(FRUITLESS_S, 3 * (error.retry_after_s or 0)):
-            raise StoppedEarly(f"nothing but rate limits for {FRUITLESS_S / 60:.0f} minutes. The last one: {error}")
+            raise TeacherFailed(f"nothing but rate limits for {FRUITLESS_S / 60:.0f} minutes. The last one: {error}")
         wait_s = _backoff_s(times) if error.retry_after_s is None else error.retry_after_s
         self._quiet_until_s = max(self._quiet_until_s, now_s + wait_s)
 
     def _after(self, error: TeacherError, attempts: int) -> None:
-        """Raises StoppedEarly when a request has failed too often: an empty answer for it would be a wrong score."""
+        """Raises TeacherFailed when a request has failed too often: an empty answer for it would be a wrong score."""
         if isinstance(error, TransientError) and attempts <= self._options.retries:
             return
-        raise StoppedEarly(
+        raise TeacherFailed(
             f"{self._options.model} gave no answer in {attempts} attempts: {str(error).rstrip('.')}. What was answered "
             "is kept; the same command goes on."
         )

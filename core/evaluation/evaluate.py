@@ -10,18 +10,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..commands.evaluate import Evaluate, Evaluated, EvaluationPlan
 from ..data.jsonlines import cannot_write
 from ..data.run import Run
 from ..data.tracking import check_tracker
-from ..errors import InputError, MissingDependency, UsageError
+from ..errors import MissingDependency, StoppedEarly, UsageError
 from .held_out import TASK as HELD_OUT
 from .held_out import VERSION as HELD_OUT_VERSION
-from .held_out import HeldOut, answer_held_out, choose, read_held_out
+from .held_out import HeldOut, answer_held_out, choose, read_held_out, requests_of
 from .models import Named, computation, prompting_notes, resolve_models
+from .place import free_folder, make_folder, report_folder
 from .report import write_report
 from .results import Answered, Report, Sample, TaskInfo
 from .suites import selected
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from .harness import LoadedTask
 
 NEEDED = ("lm_eval", "torch", "transformers", "matplotlib")
-PARTS_OF_A_RUN = ("best", "final")
 
 
 def evaluate(options: Evaluate, run: Run) -> EvaluationPlan | Evaluated:
@@ -46,11 +46,10 @@ def evaluate(options: Evaluate, run: Run) -> EvaluationPlan | Evaluated:
     check_tracker(options.track)
     work = prepare(options, run)
     with ExitStack() as stack:
-        from .cached_lm import open_cached
-
-        asked = {each.name: stack.enter_context(open_cached(each, options, run)) for each in work.models}
+        asked = opened(work.models, options, run, stack)
+        folder = free_folder(folder, settings(options), [each.identity for each in work.models], run.progress.note)
         if options.dry_run:
-            return plan(work, asked, folder, options)
+            return plan(work, asked, folder, options, run)
         make_folder(folder)  # refused now, not after an hour
         try:
             answered = [found for each in work.models for found in answers(each, work, asked, options, run)]
@@ -58,8 +57,23 @@ def evaluate(options: Evaluate, run: Run) -> EvaluationPlan | Evaluated:
             run.progress.note("what was answered is kept: the same command goes on")
             raise
     report = reported(work, answered, folder, options)
+    failed = unmeasured(work, answered)
+    report.headline[:0] = failed
     report.seconds = time.monotonic() - started
-    return written(report, samples(answered), folder, options, started)
+    found = written(report, samples(answered), folder, options, started)
+    return found.model_copy(update={"status": "some_failed"}) if failed else found
+
+
+def opened(models: Sequence[Named], options: Evaluate, run: Run, stack: ExitStack) -> "dict[str, CachedLM]":
+    """Every model by its name, until the stack is closed. Copies of one model share its answers. Nothing is loaded
+    but tokenizers."""
+    from .cached_lm import open_cached
+
+    found: dict[str, CachedLM] = {}
+    for named in models:
+        twins = [found[each.name].answers for each in models if each.name in found and each.identity == named.identity]
+        found[named.name] = stack.enter_context(open_cached(named, options, run, *twins[:1]))
+    return found
 
 
 def check_installed() -> None:
@@ -102,6 +116,14 @@ def prepare(options: Evaluate, run: Run) -> Work:
     if not tasks and not rows:
         raise UsageError("there is nothing to ask: name a --suite, --tasks, or --data with reference answers.")
     notes += prompting_notes(models)
+    if (
+        not chats
+        and options.chat_template == "auto"
+        and any(task.task.OUTPUT_TYPE == "generate_until" for task in tasks)
+    ):
+        notes.append(
+            "tasks whose answers are written were asked in plain text, of every model: not all have a template"
+        )
     return Work(models, tasks, choose(rows, options), len(rows), notes)
 
 
@@ -116,16 +138,25 @@ def noted(run: Run, notes: list[str]) -> Callable[[str], None]:
     return note
 
 
-def plan(work: Work, asked: "Mapping[str, CachedLM]", folder: Path, options: Evaluate) -> EvaluationPlan:
+def plan(work: Work, asked: "Mapping[str, CachedLM]", folder: Path, options: Evaluate, run: Run) -> EvaluationPlan:
     """What would be done. Nothing is loaded but tokenizers."""
+    from .closeness import missing
     from .harness import count_requests
 
     requests = cached = 0
     lines: list[str] = []
     for each in work.models:
-        total, known = count_requests(work.tasks, asked[each.name], options)
-        requests, cached = requests + total, cached + known
-        lines.append(f"{each.info.role:<10}  {each.name}: {each.path} ({each.backend}), {total - known:,} new requests")
+        lm = asked[each.name]
+        total, known = count_requests(work.tasks, lm, options)
+        new = total - known
+        if work.rows:
+            prompts, _, _ = requests_of(each, lm, work.rows, options, options.chat_template != "off")
+            new += lm.missing("generate_until", prompts) + missing(
+                each, lm, teacher_of(each, work, asked), work.rows, options, run
+            )
+            total += len(prompts) + (len(work.rows) if each.backend == "hf" else 0)
+        requests, cached = requests + total, cached + total - new
+        lines.append(f"{each.info.role:<10}  {each.name}: {each.path} ({each.backend}), {new:,} new requests")
     lines += [
         f"task        {task.info.name}: {task.info.items:,} of {task.info.of:,} items, {task.info.prompted}"
         for task in work.tasks
@@ -146,6 +177,7 @@ def answers(
 
     Raises KeyboardInterrupt when the user asks to stop.
     """
+    from .closeness import TASK as CLOSENESS
     from .closeness import closeness
     from .harness import account, answer_tasks
 
@@ -153,17 +185,41 @@ def answers(
     yield from answer_tasks(named, work.tasks, lm, options, run)
     run.stop.check()
     if work.rows:
-        held_out = answer_held_out(named, lm, work.rows, options, run, note, chat=options.chat_template != "off")
+        chat = options.chat_template != "off"
+        said: list[str] | None = None
+        if held_out := attempted(
+            named, HELD_OUT, note, lambda: answer_held_out(named, lm, work.rows, options, run, note, chat=chat)
+        ):
+            said = held_out.answers
+            yield held_out
         run.stop.check()
-        yield held_out
-        teacher = None if work.teacher is None else (work.teacher, asked[work.teacher.name])
-        near = closeness(named, lm, teacher, work.rows, options, run, note, held_out.answers)
-        run.stop.check()
-        if near is not None:
+        teacher = teacher_of(named, work, asked)
+        if near := attempted(
+            named, CLOSENESS, note, lambda: closeness(named, lm, teacher, work.rows, options, run, note, said)
+        ):
             yield near
+        run.stop.check()
         account(named, lm)
     if named is not work.teacher:
         lm.free()
+
+
+def attempted(
+    named: Named, task: str, note: Callable[[str], None], work: Callable[[], Answered | None]
+) -> Answered | None:
+    """What the work gives. What one model cannot do here must not cost the figures of everything else."""
+    try:
+        return work()
+    except (UsageError, StoppedEarly) as error:
+        named.info.not_measured[task] = str(error)
+        note(f"{named.name}: {task} is not measured: {error}")
+        return None
+
+
+def teacher_of(named: Named, work: Work, asked: "Mapping[str, CachedLM]") -> "tuple[Named, CachedLM] | None":
+    """The teacher that a model is compared with; itself it is not."""
+    teacher = work.teacher
+    return None if teacher is None or teacher is named else (teacher, asked[teacher.name])
 
 
 def task_infos(work: Work, answered: Sequence[Answered], options: Evaluate) -> list[TaskInfo]:
@@ -171,13 +227,16 @@ def task_infos(work: Work, answered: Sequence[Answered], options: Evaluate) -> l
     from .closeness import TASK as CLOSENESS
     from .closeness import VERSION as CLOSENESS_VERSION
 
-    chat = options.chat_template != "off"
+    chat = options.chat_template != "off" and any(
+        each.info.chat_template or each.backend != "hf" for each in work.models
+    )
+    against = "against the teacher, " if work.teacher else ""
     own = {
-        HELD_OUT: (HELD_OUT_VERSION, "Answers to prompts that were not trained on, against reference answers."),
-        CLOSENESS: (CLOSENESS_VERSION, "Token by token against the teacher, on the same reference answers."),
+        HELD_OUT: (HELD_OUT_VERSION, chat, "Answers to prompts that were not trained on, against reference answers."),
+        CLOSENESS: (CLOSENESS_VERSION, True, f"Token by token, {against}on the same reference answers."),
     }
     infos = [task.info for task in work.tasks]
-    for name, (version, about) in own.items():
+    for name, (version, chat, about) in own.items():
         infos.append(
             TaskInfo(
                 name=name,
@@ -199,19 +258,12 @@ def reported(work: Work, answered: Sequence[Answered], folder: Path, options: Ev
     """Everything but the plots."""
     from .comparison import compare, headline
 
-    device, dtype = computation(options)
-    versions = {name: _version(name) for name in ("lm-eval", "transformers", "torch")}
     report = Report(
-        name=folder.name,
+        name=options.name or folder.name,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         distill=__version__,
         headline=[],
-        settings={
-            "options": options.model_dump(mode="json", exclude={"output", "name", "cache", "track", "dry_run"}),
-            "device": device,
-            "dtype": dtype,
-            "versions": versions,
-        },
+        settings=settings(options),
         models=[each.info for each in work.models],
         tasks=task_infos(work, answered, options),
         metrics=compare([each.info for each in work.models], answered, options.draws, options.seed),
@@ -219,6 +271,29 @@ def reported(work: Work, answered: Sequence[Answered], folder: Path, options: Ev
     )
     report.headline = headline(report)
     return report
+
+
+def unmeasured(work: Work, answered: Sequence[Answered]) -> list[str]:
+    """A line for each task that no model could be measured on, with the reason."""
+    lines: list[str] = []
+    for name in (task.info.name for task in work.tasks):
+        if not any(each.task == name for each in answered):
+            why = next((each.info.not_measured[name] for each in work.models if name in each.info.not_measured), "")
+            lines.append(f"No model could be measured on {name}: {why}")
+    return lines
+
+
+def settings(options: Evaluate) -> dict[str, Any]:
+    """What the figures depend on besides the models."""
+    device, dtype = computation(options)
+    return {
+        "options": options.model_dump(
+            mode="json", exclude={"output", "name", "cache", "track", "dry_run", "concurrency"}
+        ),
+        "device": device,
+        "dtype": dtype,
+        "versions": {name: _version(name) for name in ("lm-eval", "transformers", "torch")},
+    }
 
 
 def samples(answered: Sequence[Answered]) -> Iterator[Sample]:
@@ -261,7 +336,7 @@ def written(report: Report, items: Iterable[Sample], folder: Path, options: Eval
         report.plots = draw_plots(report, folder / "plots")
         write_report(folder, report, items)
     except OSError as error:
-        raise UsageError(cannot_write(folder, error)) from None
+        raise StoppedEarly(f"{cannot_write(folder, error)} All answers are kept.") from None
     if options.track:
         track(report, folder, options.track)
     return Evaluated(
@@ -295,45 +370,16 @@ def track(report: Report, folder: Path, tracker: str) -> None:
 
 
 def side_by_side(options: Evaluate, folder: Path, started: float) -> Evaluated:
-    """Finished reports as one. Raises UsageError for a folder that holds none, and for a folder of its own."""
+    """Finished reports as one. Raises UsageError for a folder that holds none."""
     from . import side_by_side as reports
 
+    if folder.resolve() in [each.resolve() for each in options.compare or []]:
+        raise UsageError(
+            f"{folder} is one of the reports to compare. Choose another --output (EVAL_OUTPUT_DIR) or --name."
+        )
     report, items = reports.side_by_side(options.compare or [], options.draws, options.seed)
-    report.name = folder.name
+    report.name = options.name or folder.name
     return written(report, items, folder, options, started)
-
-
-# ---- where it goes ---------------------------------------------------------------------------------------------------
-
-
-def report_folder(options: Evaluate) -> Path:
-    """Raises InputError for a folder that holds something else."""
-    folder = options.output or Path("reports") / (options.name or default_name(options))
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "report.json").exists():
-        if {entry.name for entry in folder.iterdir()} - {"plots"}:
-            raise InputError(folder, None, "holds something else than a report. Choose another --output or --name.")
-    elif folder.exists() and not folder.is_dir():
-        raise InputError(folder, None, "is no folder. Choose another --output or --name.")
-    return folder
-
-
-def default_name(options: Evaluate) -> str:
-    """That of what is evaluated: runs/gold/best -> gold-best."""
-    if options.compare:
-        return "-".join(["compared", *(path.name for path in options.compare)])[:80]
-    first = options.student or (options.models or [""])[0].partition("=")[2] or str(options.scan)
-    path = Path(first)
-    inside_a_run = path.name in PARTS_OF_A_RUN or path.name.startswith("step-")
-    name = f"{path.parent.name}-{path.name}" if inside_a_run and path.parent.name else path.name
-    return name.strip("-.") or "report"
-
-
-def make_folder(folder: Path) -> None:
-    """Raises UsageError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(cannot_write(folder, error)) from None
 
 
 def _version(package: str) -> str | None:

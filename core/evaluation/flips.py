@@ -6,7 +6,7 @@ import zlib
 from dataclasses import dataclass, field
 
 from .comparison import baseline_of
-from .results import Report, Sample
+from .results import CLOSENESS, Report, Sample
 
 MOST_EACH_WAY = 20
 
@@ -40,7 +40,9 @@ class Flips:
     """Chooses while samples go by: what is kept does not grow with their number.
 
     Of a task those with the largest change come first, and among equal ones chance decides: the same items in every
-    run, for every model, and not merely the task's first. The places are dealt out to the tasks in turn.
+    run, for every model, and not merely the task's first. The places are dealt out to the tasks in turn. Closeness has
+    no part in it: a reference was read there, and what a model would say is not to be seen. Nor has what has no better
+    side.
     """
 
     def __init__(self, report: Report) -> None:
@@ -48,7 +50,11 @@ class Flips:
         others = [model for model in report.models if model.name != self._baseline]
         trained = [model.name for model in others if model.role != "teacher"]
         self._models = trained or [model.name for model in others]
-        self._metrics = {metric.task: metric for metric in report.metrics if metric.primary}
+        self._metrics = {
+            metric.task: metric
+            for metric in report.metrics
+            if metric.primary and metric.task != CLOSENESS and metric.higher_is_better is not None
+        }
         # Of each model, way and task: (size of the change, chance, a number against ties, the item).
         self._kept: dict[tuple[str, bool, str], list[tuple[float, int, int, Flip]]] = {}
         self._count: dict[tuple[str, bool], int] = {}

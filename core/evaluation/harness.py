@@ -38,10 +38,13 @@ def answer_tasks(
                 continue
             answered, bad = answered_of(named.name, each.task, results)
             if bad == len(answered.questions):
-                lm.not_measured[name] = "its logits are not finite"
+                lm.not_measured[name] = "its logits are not finite" if named.backend == "hf" else "it gave no answer"
                 continue
             if bad:
-                notes.append(f"{name}: {bad:,} items have no score, because the logits of {named.name} are not finite")
+                why = (
+                    f"the logits of {named.name} are not finite" if named.backend == "hf" else f"{named.name} gave none"
+                )
+                notes.append(f"{name}: {bad:,} items have no score, because {why}")
             found[name] = answered
     account(named, lm, notes)
     return [found[each.info.name] for each in tasks if each.info.name in found]
@@ -85,10 +88,9 @@ def _evaluated(tasks: Sequence[LoadedTask], lm: CachedLM, options: Evaluate) -> 
         if len(tasks) == 1:
             lm.not_measured[tasks[0].info.name] = f"{type(error).__name__}: {first_line(error)}"
             return []
-        counted = lm.requests, lm.cached
+        twice = lm.requests - before
         pairs = [pair for each in tasks for pair in _evaluated([each], lm, options)]
-        if counted[0] > before:  # the questions were asked then, and are not asked twice
-            lm.requests, lm.cached = counted
+        lm.requests, lm.cached = lm.requests - twice, lm.cached - twice  # what is new stays: requests - cached
         return pairs
 
 

@@ -18,12 +18,14 @@ from ..data.run import Run
 from ..data.trained_on import HELD_OUT, content_hash, read_trained_on
 from ..distillation.chat import PLAIN, ChatSide
 from ..errors import InputError, UsageError
-from ..teachers.template_messages import LeftOut, content_text, template_messages, tool_schemas
+from ..teachers.template_messages import BAD_CALL, LeftOut, content_text, template_messages, tool_schemas
 from . import runs
 from .models import Named
 from .results import Answered, Metric, Question, Scored
 
 if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+
     from .cached_lm import CachedLM
 
 Note = Callable[[str], None]
@@ -167,7 +169,10 @@ def _row(prompt: Prompt, seen: Counter[str]) -> HeldOut:
         raise LeftOut(NO_REFERENCE)
     tools = tool_schemas(prompt.metadata.get("tools"))
     ended = prompt.metadata.get("finish_reason") != "length"
-    name = work_key([messages, tools, reference, ended])
+    try:
+        name = work_key([messages, tools, reference, ended])
+    except TypeError:  # arguments that are nested too deeply, or hold numbers of more than 64 bits
+        raise LeftOut(BAD_CALL) from None
     occurrence, seen[name] = seen[name], seen[name] + 1
     key = work_key([name, occurrence])[:16]
     return HeldOut(key, content_hash(messages), prompt.place, messages, tools, reference, ended)
@@ -197,6 +202,9 @@ def _untrained(rows: list[HeldOut], options: Evaluate, models: Sequence[Named], 
 def _trained_on(models: Sequence[Named], note: Note) -> dict[Path, frozenset[str]]:
     """What the runs of these models were trained on, and the runs that these began from."""
     found: dict[Path, frozenset[str]] = {}
+    unknown = [model.name for model in models if model.run is None and model.role in ("student", "checkpoint")]
+    if unknown:
+        note(f"{', '.join(unknown)}: in no run's folder, so rows cannot be compared with what it was trained on")
     waiting = [model.run for model in models if model.run is not None]
     while waiting:
         run = waiting.pop(0)
@@ -206,6 +214,8 @@ def _trained_on(models: Sequence[Named], note: Note) -> dict[Path, frozenset[str
         if hashes is None:
             note(f"{run} does not say what it was trained on, so no row could be compared with that")
         found[run] = hashes or frozenset()
+        if lost := runs.lost_beginning(run):
+            note(lost)
         begun = runs.begun_from(run)
         before = runs.run_of(Path(begun).expanduser()) if begun else None
         if before is not None:
@@ -256,23 +266,10 @@ def answer_held_out(
     A prompt that a chat template refuses, or that the model gives no answer to, is an item that the model could not
     be measured on (see `lm.not_measured`).
     """
-    from lm_eval.api.instance import Instance  # slow to import, and what is refused is refused before that
-
-    from .cached_lm import Broken, broken
+    from .cached_lm import Broken, broken  # slow to import, and what is refused is refused before that
 
     note = note or run.progress.note
-    requests: list[Instance] = []
-    asked: list[int] = []
-    refused: list[str] = []
-    for place, row in enumerate(rows):
-        try:
-            text, until = prompted(named, lm, row, chat)
-        except UsageError as error:
-            refused.append(f"{row.place}: {error}")
-            continue
-        asked.append(place)
-        settings = {"until": until, "max_gen_toks": options.max_new_tokens, "do_sample": False}
-        requests.append(Instance("generate_until", {}, (text, settings), 0, (TASK, place, 1)))
+    requests, asked, refused = requests_of(named, lm, rows, options, chat)
     if refused:
         note(f"{named.name}: {len(refused):,} held-out prompts are refused, such as {refused[0]}")
     if chat and lm.tokenizer is not None and (instead := chat_side(lm.tokenizer).note):
@@ -287,9 +284,34 @@ def answer_held_out(
     return Answered(named.name, TASK, questions(rows), scored, said)
 
 
+def requests_of(
+    named: Named, lm: "CachedLM", rows: Sequence[HeldOut], options: Evaluate, chat: bool
+) -> "tuple[list[Instance], list[int], list[str]]":
+    """(what the model is asked, the places of these rows, why the others cannot be asked)."""
+    from lm_eval.api.instance import Instance
+
+    requests: list[Instance] = []
+    asked: list[int] = []
+    refused: list[str] = []
+    for place, row in enumerate(rows):
+        try:
+            text, until = prompted(named, lm, row, chat)
+        except UsageError as error:
+            refused.append(f"{row.place}: {error}")
+            continue
+        asked.append(place)
+        settings = {"until": until, "max_gen_toks": options.max_new_tokens, "do_sample": False}
+        requests.append(Instance("generate_until", {}, (text, settings), 0, (TASK, place, 1)))
+    return requests, asked, refused
+
+
 def prompted(named: Named, lm: "CachedLM", row: HeldOut, chat: bool = True) -> tuple[str, list[str]]:
     """(the prompt as the model reads it, the texts that end its answer). Raises UsageError when it is refused."""
     if lm.tokenizer is None:  # it is told messages
+        if row.tools or any(message.get("tool_calls") for message in row.messages):
+            raise UsageError(
+                f"{named.path} is asked through {named.backend}, to which rows with tools are not sent yet"
+            )
         return lm.apply_chat_template(row.messages), []
     side = chat_side(lm.tokenizer)
     ends = [side.token_bytes.pieces[end].decode(errors="replace") for end in side.ends]

@@ -6,8 +6,9 @@ transformers runs most; it writes answers and tells how probable a given one is.
 import contextlib
 import gc
 import io
+import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -92,13 +93,34 @@ def _load(named: Named, device: str, dtype: str) -> tuple[Any, Any]:
     assert named.tokenizer_folder is not None
     tokenizer = hf_model.load_tokenizer(named.tokenizer_folder, chat=False)
     try:
-        network: Any = AutoModelForCausalLM.from_pretrained(named.folder, dtype=getattr(torch, dtype))
+        opened: Any = AutoModelForCausalLM.from_pretrained(
+            named.folder, dtype=getattr(torch, dtype), output_loading_info=True
+        )
+        network, loaded = opened
+        _check_whole(named, [key for kind in ("missing_keys", "mismatched_keys") for key in loaded.get(kind, ())])
+        if errors := loaded.get("error_msgs"):
+            raise ValueError("; ".join(map(str, errors)))
         if named.adapter:
             network = _adapted(network, named, len(tokenizer))
         return tokenizer, network.to(device).eval()
+    except UsageError:
+        raise
     except Exception as error:  # transformers, peft and torch raise whatever they meet
         reason = (str(error).strip() or "no explanation").splitlines()[0][:300]
         raise UsageError(f"{named.name} ({named.path}) cannot be loaded: {type(error).__name__}: {reason}") from None
+
+
+def _check_whole(named: Named, lacking: Sequence[Any], whose: str = "weights") -> None:
+    """Raises UsageError for tensors that no file held: transformers and PEFT go on with random numbers in their place.
+
+    lacking: names, or tuples that begin with one.
+    """
+    names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in lacking)
+    if names:
+        first = ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+        raise UsageError(
+            f"{named.name} ({named.path}): the {whose} lack {first}: they would be random. Save or fetch it again."
+        )
 
 
 def _adapted(network: Any, named: Named, tokens: int) -> Any:
@@ -114,9 +136,12 @@ def _adapted(network: Any, named: Named, tokens: int) -> Any:
     assert named.adapter is not None
     if generation_folder(named.folder, named.adapter) == named.adapter:
         network.generation_config = GenerationConfig.from_pretrained(named.adapter)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT calls transformers by older names
+    with warnings.catch_warnings(record=True) as said:  # PEFT calls transformers by older names, too
+        warnings.simplefilter("always")
         model: Any = peft.PeftModel.from_pretrained(network, str(named.adapter))
+    # What PEFT found missing, it tells in a warning only: "Found missing adapter keys while loading ...: ['...']."
+    missing = [str(each.message) for each in said if "missing adapter keys" in str(each.message)]
+    _check_whole(named, [key for text in missing for key in re.findall(r"'([^']+)'", text)], "adapter's weights")
     # PEFT's wrapper goes round the hooks of the network inside. Prompts that were learnt are in the wrapper, though.
     return model if model.active_peft_config.is_prompt_learning else model.get_base_model()
 

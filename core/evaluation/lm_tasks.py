@@ -39,7 +39,7 @@ def load_tasks(
 ) -> list[LoadedTask]:
     """The tasks with their data, a group or tag as the tasks in it, each task once.
 
-    every_model_chats: all models have a chat template, which `--chat-template auto` asks.
+    every_model_chats: all models have a chat template, which `--chat-template auto` asks.   note: tells the user.
     Raises UsageError: a name that nobody knows, data that are not here and cannot be fetched, a package that a task
     needs, a task that runs what models write, a task about pictures or sound.
     """
@@ -55,7 +55,7 @@ def load_tasks(
                 raise UsageError(_unknown(one.task, manager.all_tasks, options.tasks_dir))
             for task in _load(manager, one.task):
                 if task.task_name not in loaded:
-                    _configure(task, options)
+                    _configure(task, options, note)
                     loaded[task.task_name] = _loaded(task, one, options, every_model_chats)
     return list(loaded.values())
 
@@ -154,7 +154,7 @@ def _load(manager: Any, name: str) -> list[Any]:
         ) from None
 
 
-def _configure(task: Any, options: Evaluate) -> None:
+def _configure(task: Any, options: Evaluate, note: Callable[[str], None]) -> None:
     """What lm_eval.evaluator.simple_evaluate does between loading tasks and asking the model."""
     name = task.task_name
     if getattr(task, "UNSAFE_CODE", False):
@@ -162,7 +162,9 @@ def _configure(task: Any, options: Evaluate) -> None:
     if getattr(task, "MULTIMODAL", False):
         raise UsageError(f"the task {name} needs pictures or sound. Only models of text are evaluated.")
     own = task.get_config("num_fewshot")
-    if own is None or (options.num_fewshot is not None and own != 0):  # 0 in a task's file is meant
+    if own == 0 and options.num_fewshot:  # lm-eval's rule: a 0 in a task's file is meant
+        note(f"{name}: its file says num_fewshot: 0, so it is asked without solved examples despite --num-fewshot")
+    elif own is None or options.num_fewshot is not None:
         task.set_config("num_fewshot", options.num_fewshot or 0)
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -30,6 +31,7 @@ TOKENIZER = (
 """Files of a tokenizer, and of its chat templates."""
 PLACES = {"_name_or_path", "name_or_path", "base_model_name_or_path"}
 """Keys of configurations that say where something lay when it was saved: nothing that an answer depends on."""
+GGUF_PART = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf")
 BLOCK = 16 * 2**20
 
 
@@ -58,6 +60,20 @@ def weight_files(folder: Path, stem: str = "model", old: str = "pytorch_model.bi
         f"{folder} has a configuration, but no weights: neither {stem}.safetensors nor {old}. Name a folder that a "
         "whole model was saved to."
     )
+
+
+def gguf_parts(file: Path) -> list[Path]:
+    """All files of a GGUF model of which one is given: NAME-00001-of-00003.gguf, ...
+
+    Raises UsageError when one is missing.
+    """
+    part = GGUF_PART.fullmatch(file.name)
+    if part is None:
+        return [file]
+    files = [file.with_name(f"{part[1]}-{n:05}-of-{part[2]}.gguf") for n in range(1, int(part[2]) + 1)]
+    if missing := [each.name for each in files if not each.is_file()]:
+        raise UsageError(f"{file} is one of {len(files)} files of a model, and {missing[0]} is not beside it.")
+    return files
 
 
 def count_parameters(files: Iterable[Path]) -> int | None:

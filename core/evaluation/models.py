@@ -21,6 +21,7 @@ from .model_files import (
     content_of,
     count_parameters,
     digest,
+    gguf_parts,
     hash_of,
     template_hash,
     tokenizer_folder,
@@ -31,6 +32,9 @@ from .results import ModelInfo, Role
 
 Note = Callable[[str], None]
 BEGUN = "the beginning of"
+WRITERS = 1
+"""Raised when `completer_lm` makes another answer of what a teacher wrote, as by cutting it elsewhere. Not lm-eval's
+version: answers that were paid for outlive an upgrade."""
 
 
 @dataclass
@@ -72,7 +76,7 @@ def resolve_models(options: Evaluate, note: Note = lambda text: None) -> list[Na
     note: tells the user what was chosen, and about conversions.
 
     Raises UsageError: no model at a path, weights that are missing or damaged, an adapter without its base, two models
-    of one name, nothing to compare, a key or a package that is missing.
+    of one name, nothing to compare, a key or a package that is missing, --chat-template on without one.
     """
     given = _given(options, note)
     if len(given) < 2:
@@ -84,7 +88,12 @@ def resolve_models(options: Evaluate, note: Note = lambda text: None) -> list[Na
                 "Give one of them another name with --models name=path."
             )
     device, dtype = computation(options)
-    return [_resolved(each, options, device, dtype, note) for each in given]
+    found = [_resolved(each, options, device, dtype, note) for each in given]
+    if options.chat_template == "on":
+        for model in found:
+            if model.backend == "hf" and not model.info.chat_template:
+                raise UsageError(f"{model.name} ({model.path}) has no chat template; leave --chat-template auto.")
+    return found
 
 
 def _given(options: Evaluate, note: Note) -> list[_Given]:
@@ -224,7 +233,7 @@ def _folder(name: str, note: Note) -> Path:
     try:
         return hf_folder(found, note)
     except Exception as error:  # transformers and gguf raise whatever they meet
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
         raise UsageError(
             f"{found.path.name} cannot be converted for transformers: {reason}. Is it a whole GGUF file? As --teacher "
             "with --teacher-backend gguf, llama.cpp runs it as it is."
@@ -293,16 +302,20 @@ def _writer(given: _Given, backend: str, options: Evaluate) -> Named:
     limits = "it writes answers, and does not tell how probable a given one is: no figures where a model chooses"
     if backend == "gguf":
         file = locate(given.path, gguf=True).path
-        content = {"file": digest(file), "n_ctx": wanted.n_ctx, "versions": _versions("lm-eval", "llama-cpp-python")}
+        content = {
+            "files": [digest(part) for part in gguf_parts(file)],
+            "n_ctx": wanted.n_ctx,
+            "versions": _versions("llama-cpp-python"),
+        }
         notes = [f"{given.name} runs in llama.cpp: {limits}"]
     else:
         file = None
-        content = {"endpoint": opened.endpoint, "model": given.path, "versions": _versions("lm-eval")}
+        content = {"endpoint": opened.endpoint, "model": given.path}
         notes = [
             f"{given.name} is asked over an API: {limits}",
             f"what {given.path} answers may change behind its name; answers that are kept are not asked for again",
         ]
-    identity = hash_of({"backend": backend, **content})
+    identity = hash_of({"backend": backend, "writers": WRITERS, **content})
     info = ModelInfo(name=given.name, role=given.role, path=given.path, backend=backend, identity=identity, notes=notes)
     return Named(given.name, given.role, given.path, backend, file, None, None, None, identity, info)
 

@@ -175,7 +175,9 @@ def _change(metric: TaskMetric, difference: Difference) -> list[Cell]:
     together = difference.correlation
     return [
         Cell(words.signed(difference.value, metric.unit), ends, _shown(difference.value, metric.unit)),
-        Cell(f"{difference.wins:,}, {difference.losses:,}, {difference.ties:,}", "", difference.wins),
+        Cell(words.NONE)
+        if metric.higher_is_better is None
+        else Cell(f"{difference.wins:,}, {difference.losses:,}, {difference.ties:,}", "", difference.wins),
         Cell(words.NONE if together is None else f"{together:.2f}".replace("-", words.MINUS), "", together),
         Cell(words.chance(difference.p), difference.test, difference.p),
     ]

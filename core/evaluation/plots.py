@@ -15,7 +15,7 @@ from ..plots.costs import CostPicture, Costs, Point, draw_costs
 from ..plots.curves import PAGE, draw_curves, read_events, shown
 from ..plots.rows import Block, Look, Panel, Picture, Row, draw_rows
 from ..plots.style import BAND, BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED
-from .results import Difference, Gap, ModelInfo, Report, Score, TaskMetric, Unit
+from .results import CLOSENESS, Difference, Gap, ModelInfo, Report, Score, TaskMetric, Unit
 
 Of = TypeVar("Of", Difference, Gap)
 COLOURS, MARKS = (BLUE, ORANGE, GREEN, RED, PURPLE), ("s", "^", "v", "P", "X", "h", "p")
@@ -107,16 +107,24 @@ def differences(report: Report) -> Picture | None:
         return None
     against = {each.against for metric in report.metrics for each in metric.differences}
     baseline = against.pop() if len(against) == 1 else "the baseline"
-    seen = {row.look for blocks in panels.values() for block in blocks for row in block.rows}
+    drawn = [row for blocks in panels.values() for block in blocks for row in block.rows]
+    grey = (
+        " Grey: true differences that would not be found reliably with so many items (less than 80 % power)."
+        if any(row.band for row in drawn)
+        else ""
+    )
     return Picture(
         f"Differences from {one_line(baseline, 60)}",
-        "On the same items; lines are 95 % intervals. A full mark: the interval excludes zero. Grey: true differences "
-        f"that would not be found reliably with so many items (less than 80 % power).{_down(fitting)}{more}",
+        "On the same items; lines are 95 % intervals. A full mark: the interval excludes zero."
+        f"{grey}{_down(fitting)}{more}",
         [
             Panel(f"difference, {UNITS[of[name].unit]}", blocks, lines=(0.0,), heading=_heading(of[name], len(panels)))
             for name, blocks in panels.items()
         ],
-        [*_key(report.models, seen), (Look(BAND), True, "smaller than detectable")],
+        [
+            *_key(report.models, {row.look for row in drawn}),
+            *[(Look(BAND), True, "smaller than detectable")] * bool(grey),
+        ],
     )
 
 
@@ -128,7 +136,8 @@ def _heading(metric: TaskMetric, panels: int) -> str:
 
 def _difference(look: Look, found: Difference, unit: Unit) -> Row:
     scale = 100.0 if unit == "share" else 1.0
-    value, low, high, band = (scale * each for each in (found.value, found.low, found.high, found.detectable))
+    value, low, high = (scale * each for each in (found.value, found.low, found.high))
+    band = scale * (found.detectable or 0.0)
     digits = 1 if unit == "share" else _digits([value, low, high])
     text = _signed(value, digits)
     if not (math.isnan(low) or math.isnan(high)):
@@ -160,18 +169,27 @@ def _gap(look: Look, found: Gap) -> Row:
     if found.value is None or not math.isfinite(found.value):
         return Row(look, words=f"not defined: {found.why}" if found.why else "not defined")
     low, high = _times_100(found.low), _times_100(found.high)
-    between = f" [{low:,.0f}, {high:,.0f}]" if low is not None and high is not None else ""
-    text = _minus(f"{100 * found.value:,.0f} %{between}")
+    between = f" [{_whole(low)}, {_whole(high)}]" if low is not None and high is not None else ""
+    text = _minus(f"{_whole(100 * found.value)} %{between}")
     return Row(look, 100 * found.value, low, high, text=text)
 
 
+def _whole(value: float) -> str:
+    """-0.3 -> 0"""
+    text = f"{value:,.0f}"
+    return "0" if text == "-0" else text
+
+
 def wins(report: Report) -> Picture | None:
-    """Items on which a model does better and worse than the baseline."""
+    """Items on which a model does better and worse than the baseline. Closeness has none: no question is answered."""
     look = looks(report.models)
     blocks = [
         Block(metric.task, f"n = {metric.items:,}", [_wins(look[each.model], each) for each in found])
         for metric in report.metrics
-        if metric.primary and (found := _in_order(metric.differences, look))
+        if metric.primary
+        and metric.task != CLOSENESS
+        and metric.higher_is_better is not None
+        and (found := _in_order(metric.differences, look))
     ]
     blocks, more = _as_many_as_fit(blocks)
     if not any(row.bars for block in blocks for row in block.rows):
@@ -354,7 +372,7 @@ def _down(blocks: Iterable[Block]) -> str:
 
 def _about(metric: TaskMetric) -> str:
     name = metric.metric.replace(",", ", ")
-    return f"{name}{'' if metric.higher_is_better else f' {LESS}'}, n = {metric.items:,}"
+    return f"{name}{f' {LESS}' if metric.higher_is_better is False else ''}, n = {metric.items:,}"
 
 
 def _times_100(value: float | None) -> float | None:

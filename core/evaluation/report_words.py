@@ -36,13 +36,15 @@ GLOSSARY = (
     (
         "Detectable effect",
         "The smallest true difference that this many items would have shown with 80 % power at the 5 % level. "
-        "No difference found says only that it is probably smaller than this; more items find smaller ones.",
+        "No difference found says only that it is probably smaller than this; more items find smaller ones. "
+        "None is given where the items do not tell how much differences vary.",
         "Miller",
     ),
     (
         "Gap recovered",
         "How much of the way from the baseline to the teacher a model went: (model - baseline) / (teacher - baseline). "
-        "Not defined where the teacher was not found to be better than the baseline.",
+        "Not defined where the teacher was not found to be better than the baseline, nor for the distance from the "
+        "teacher itself.",
         "",
     ),
 )
@@ -66,8 +68,8 @@ def amount(value: float | None, unit: Unit) -> str:
     if math.isinf(value):
         return "∞" if value > 0 else f"{MINUS}∞"
     if unit == "share":
-        return f"{100 * value:.1f} %".replace("-", MINUS)
-    return _plain(value, unit).replace("-", MINUS)
+        return f"{_no_minus_zero(f'{100 * value:.1f}')} %".replace("-", MINUS)
+    return _no_minus_zero(_plain(value, unit)).replace("-", MINUS)
 
 
 def signed(value: float | None, unit: Unit) -> str:
@@ -75,9 +77,18 @@ def signed(value: float | None, unit: Unit) -> str:
     if value is None or math.isnan(value):
         return NONE
     text = f"{100 * value:.1f}" if unit == "share" else _plain(value, unit)
-    if not any(digit in text for digit in "123456789"):
+    if _is_zero(text):
         return text.lstrip("-")
     return text.replace("-", MINUS) if value < 0 else f"+{text}"
+
+
+def _is_zero(text: str) -> bool:
+    """Whether a number that was rounded is shown as 0."""
+    return not text.strip("-0.")
+
+
+def _no_minus_zero(text: str) -> str:
+    return text.lstrip("-") if _is_zero(text) else text
 
 
 def _plain(value: float, unit: Unit) -> str:
@@ -113,7 +124,7 @@ def recovered(gap: Gap | None) -> tuple[str, str]:
 
 
 def _per_cent(share: float) -> str:
-    return f"{100 * share:.0f}".replace("-", MINUS)
+    return _no_minus_zero(f"{100 * share:.0f}").replace("-", MINUS)
 
 
 Kind = Literal["good", "bad", "none"]
@@ -124,17 +135,21 @@ def verdict(metric: TaskMetric, difference: Difference) -> tuple[Kind, str]:
     if not difference.found:
         same = difference.low == difference.high == 0
         return "none", "equal" if same else "no difference found"
+    doubt = ""
+    if difference.p > 0.05:
+        doubt = " by the interval, not by the test"
+    elif difference.p_holm is not None and difference.p_holm > 0.05:
+        doubt = ", not after Holm"
+    if metric.higher_is_better is None:
+        return "none", f"changed{doubt}"
     better = (difference.value > 0) == metric.higher_is_better
-    word = "better" if better else "worse"
-    if difference.p_holm is not None and difference.p_holm > 0.05:
-        word += ", not after Holm"
-    return ("good" if better else "bad"), word
+    return ("good", f"better{doubt}") if better else ("bad", f"worse{doubt}")
 
 
 def metric_name(metric: TaskMetric) -> str:
-    """The metric with its unit and direction, where those are not per cent and up."""
+    """The metric with its unit and direction, where those are not per cent and up, and there is one."""
     about = [] if metric.unit in ("share", "points") else [metric.unit]
-    if not metric.higher_is_better:
+    if metric.higher_is_better is False:
         about.append("lower is better")
     return f"{metric.metric} ({', '.join(about)})" if about else metric.metric
 

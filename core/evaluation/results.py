@@ -15,6 +15,9 @@ Role = Literal["baseline", "student", "checkpoint", "teacher"]
 Unit = Literal["share", "nats", "bits", "tokens", "points"]
 """share: 0 to 1, shown in per cent. points: anything else that has no unit."""
 
+HELD_OUT, CLOSENESS = "held_out", "closeness"
+"""The tasks that are not lm-eval's: answers to held-out prompts, and the distance from the teacher on these."""
+
 
 # ---- items: what one model did on one task ---------------------------------------------------------------------------
 
@@ -23,11 +26,12 @@ Unit = Literal["share", "nats", "bits", "tokens", "points"]
 class Metric:
     """A figure of a task. name: as the task calls it, with lm-eval's filter behind a comma unless that is "none".
 
+    higher_is_better: None where neither side is, such as the length of answers.
     primary: the one of its task that stands in tables and takes part in Holm's correction.
     """
 
     name: str
-    higher_is_better: bool = True
+    higher_is_better: bool | None = True
     unit: Unit = "share"
     primary: bool = False
 
@@ -172,8 +176,8 @@ class Difference(_Part):
     ties: int
     correlation: float | None
     """Of the two models' item scores; None where one of them is constant."""
-    detectable: float
-    """Smallest true difference that would have been found with 80 % power at 5 %."""
+    detectable: float | None
+    """Smallest true difference that would have been found with 80 % power at 5 %; None where the items do not tell."""
     clusters: int | None = None
     """Number of clusters that the interval rests on; None: items are independent."""
 
@@ -200,7 +204,8 @@ class TaskMetric(_Part):
     task: str
     metric: str
     primary: bool
-    higher_is_better: bool
+    higher_is_better: bool | None
+    """None: neither side is better."""
     unit: Unit
     items: int
     """That every model was measured on."""

@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from ..data.jsonlines import read_lines
+from ..teachers.locate import PACKAGED
 from .results import Training
 
 STEP = re.compile(r"step-(\d+)")
@@ -34,9 +35,40 @@ def steps(run: Path) -> list[Path]:
 
 
 def begun_from(run: Path) -> str | None:
-    """The model that a run began from, as its user gave it."""
-    student = (record_of(run) or {"options": {}})["options"].get("student")
-    return student if isinstance(student, str) else None
+    """The model that a run began from: where it is, or else as its user gave it."""
+    student = _option(run, "student")
+    place = None if student is None else _place(run, student)
+    return student if place is None else str(place)
+
+
+def lost_beginning(run: Path) -> str | None:
+    """A sentence for the user when the model that a run began from is no longer where it was, so that nobody can tell
+    what that was trained on; None when it is there, or a name on the Hub."""
+    student = _option(run, "student")
+    if student is None or student in PACKAGED or _place(run, student) is not None:
+        return None
+    path = Path(student).expanduser()
+    folders = [Path(student).parts[0], _cwd(run) / path.parts[0]] if path.parts else []
+    if student.startswith(("/", ".", "~")) or student.count("/") != 1 or any(Path(each).is_dir() for each in folders):
+        return f"the run in {run} began from {student}, which is not there: what that was trained on is not known"
+    return None
+
+
+def _option(run: Path, name: str) -> str | None:
+    value = (record_of(run) or {"options": {}})["options"].get(name)
+    return value if isinstance(value, str) and value else None
+
+
+def _cwd(run: Path) -> Path:
+    """Where a run was begun; today's folder for a run that does not tell."""
+    cwd = (record_of(run) or {}).get("cwd")
+    return Path(cwd) if isinstance(cwd, str) else Path()
+
+
+def _place(run: Path, path: str) -> Path | None:
+    """What a run's option names, seen from where the run was begun, else from here; None when it is not there."""
+    wanted = Path(path).expanduser()
+    return next((each for each in (_cwd(run) / wanted, wanted) if each.exists()), None)
 
 
 def training(run: Path, model: Path) -> Training:
@@ -78,10 +110,11 @@ def _events(run: Path) -> Iterator[dict[str, Any]]:
 def _paid(run: Path) -> float | None:
     """USD for the run's data, from <data>.run.json as generate_teacher_data and run_rollouts write it; None where it
     does not tell."""
-    data = (record_of(run) or {"options": {}})["options"].get("data")
-    if not isinstance(data, str):
+    data = _option(run, "data")
+    place = None if data is None else _place(run, data + ".run.json")
+    if place is None:
         return None
-    runs = _object(Path(data + ".run.json").expanduser()).get("runs")
+    runs = _object(place).get("runs")
     results = [each.get("result") for each in runs if isinstance(each, dict)] if isinstance(runs, list) else []
     costs = [result.get("cost_usd") for result in results if isinstance(result, dict)]
     known = [cost for cost in costs if isinstance(cost, int | float)]

@@ -5,13 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from .. import __version__
 from ..data.keys import work_key
 from ..errors import UsageError
-from .comparison import baseline_of, compare, headline
+from .comparison import baseline_of, compare, has_gap, headline
 from .report import read_report, read_samples
 from .results import (
+    CLOSENESS,
+    HELD_OUT,
     Answered,
     Metric,
     ModelInfo,
@@ -43,7 +46,9 @@ class _Finished:
 def side_by_side(folders: Sequence[Path], draws: int = 10_000, seed: int = 0) -> tuple[Report, list[Sample]]:
     """(the reports as one, its items). Models are called report/model; all are compared with the first baseline.
 
-    A task takes part where the first report that has it and another asked the same items. A baseline or a teacher
+    A task takes part where the first report that has it and another asked the same items, and asked them alike: the
+    same version, examples, chat template or none, system prompt; for held-out prompts and closeness the same longest
+    answer, for closeness the same teacher. A baseline or a teacher
     that is the first report's own, by its hash and its scores, stands there once. Metrics that are no mean over items
     keep what their reports say, and are not compared across reports. draws, seed: of the bootstrap.
 
@@ -54,9 +59,9 @@ def side_by_side(folders: Sequence[Path], draws: int = 10_000, seed: int = 0) ->
     tasks = _common_tasks(finished, notes)
     if not tasks:
         raise UsageError(
-            "these reports have no task with the same items in common, so that nothing can be compared. "
+            "these reports have no task with the same items in common, asked alike, so that nothing can be compared. "
             + " ".join(notes)
-            + " Evaluate with the same tasks, --limit and --seed."
+            + " Evaluate with the same tasks and options."
         )
     models = _models(finished, tasks, notes)
     apart = _no_means(tasks)
@@ -98,22 +103,57 @@ def _named(reports: Sequence[tuple[Path, Report]]) -> list[_Finished]:
 
 
 _Tasks = dict[str, tuple[TaskInfo, list[_Finished]]]
-"""Task -> what it is, and the reports that asked the same items."""
+"""Task -> what it is, and the reports that asked the same items alike."""
 
 
 def _common_tasks(finished: list[_Finished], notes: list[str]) -> _Tasks:
     tasks: _Tasks = {}
     for task in dict.fromkeys(info.name for each in finished for info in each.report.tasks):
         having = [each for each in finished if each.tasks.get(task)]
-        same = [each for each in having if _content(each.tasks[task]) == _content(having[0].tasks[task])]
-        if odd := [each.name for each in having if each not in same]:
-            notes.append(f"{task} was asked with other items or prompts in {', '.join(odd)} than in {same[0].name}.")
+        equal = [each for each in having if _content(each.tasks[task]) == _content(having[0].tasks[task])]
+        if odd := [each.name for each in having if each not in equal]:
+            notes.append(f"{task} was asked with other items or prompts in {', '.join(odd)} than in {equal[0].name}.")
+        how = {each.name: _asked(each.report, task) for each in equal}
+        same = [each for each in equal if how[each.name] == how[equal[0].name]]
+        for each in equal:
+            if each not in same:
+                first, other = how[equal[0].name], how[each.name]
+                unlike = [what for what in first if what in other and first[what] != other[what]]
+                notes.append(
+                    f"{task} was asked differently in {each.name} than in {equal[0].name} ({', '.join(unlike)}), "
+                    "so that it is not compared."
+                )
         if len(same) > 1:
             about = next(info for info in same[0].report.tasks if info.name == task)
             tasks[task] = (about, same)
         elif len(having) == 1:
             notes.append(f"{task} is in {having[0].name} only.")
     return tasks
+
+
+def _asked(report: Report, task: str) -> dict[str, object]:
+    """What else than its items the figures of a task depend on, whatever the model: in words, and its value."""
+    info = next((info for info in report.tasks if info.name == task), None)
+    how: dict[str, object] = {
+        "version": info and info.version,
+        "examples": info and info.fewshot,
+        "chat template or plain text": info and info.prompted,
+    }
+    own = task in (HELD_OUT, CLOSENESS)
+    if own or (info and info.prompted == "chat template"):
+        how["--system"] = _options(report.settings, "system")
+    if own:
+        how["--max-new-tokens"] = _options(report.settings, "max_new_tokens")
+    if task == CLOSENESS:
+        how["teacher"] = next((model.identity for model in report.models if model.role == "teacher"), None)
+    return how
+
+
+def _options(settings: dict[str, Any], name: str) -> set[Any]:
+    """The values of an option: one, or those of all reports that were put side by side already."""
+    if "compared" in settings:
+        return {value for of in settings["compared"] for value in _options(settings.get(of) or {}, name)}
+    return {(settings.get("options") or {}).get(name)}
 
 
 def _content(samples: dict[str, Sample]) -> dict[str, str]:
@@ -246,7 +286,8 @@ def _kept_as_they_are(
                         change.model_copy(update={"model": names[change.model], "against": names[change.against]})
                         for change in metric.differences
                     ]
-                    one.gaps += [gap.model_copy(update={"model": names[gap.model]}) for gap in metric.gaps]
+                    if has_gap(task, metric):
+                        one.gaps += [gap.model_copy(update={"model": names[gap.model]}) for gap in metric.gaps]
     if found:
         listed = ", ".join(f"{metric} of {task}" for task, metric in found)
         notes.append(f"No mean over items, so compared within {first.name} only: {listed}.")

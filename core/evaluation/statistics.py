@@ -25,7 +25,10 @@ Floats = NDArray[np.float64]
 Z, POWER = 1.96, 0.84
 """Quantiles of the normal distribution: 97.5 % for the interval, 80 % for the power. Together Miller's 2.8."""
 FEWEST = 6
-"""Items that must differ, all in one direction, before the exact test says p < 0.05: 2 / 2^6 = 0.03, 2 / 2^5 = 0.06."""
+"""Items that must differ, all in one direction, before the exact test says p < 0.05: 2 / 2^6 = 0.03, 2 / 2^5 = 0.06.
+With fewer items or clusters than this the bootstrap finds nothing, either."""
+ROUNDING = 1e-12
+"""Relative; a standard error below this is what is left when equal differences are subtracted from their mean."""
 AT_ONCE = 1_000_000
 """Picks of the bootstrap that are in memory together: 8 bytes each, four times."""
 
@@ -54,7 +57,7 @@ class Paired:
     losses: int
     ties: int
     correlation: float | None
-    detectable: float
+    detectable: float | None
     clusters: int | None
 
 
@@ -73,6 +76,7 @@ class Items:
 
     totals, counts: (models, items), finite; a model's value is sum(totals) / sum(counts). counts: None for 1 each.
     clusters: a name per item, shared by items that are not independent; None for an item on its own.
+    higher_is_better: None where neither side is; wins are then the items with more.
     draws, seed: of the bootstrap, which picks items (or whole clusters) of all models together.
 
     Without clusters and with totals of 0 and 1 alone the items are binary: Wilson's interval for a score, Agresti and
@@ -86,14 +90,14 @@ class Items:
         counts: ArrayLike | None = None,
         clusters: Sequence[str | None] | None = None,
         *,
-        higher_is_better: bool = True,
+        higher_is_better: bool | None = True,
         draws: int = 10_000,
         seed: int | Sequence[int] = 0,
     ) -> None:
         self.totals: Floats = np.asarray(totals, dtype=np.float64)
         self.counts: Floats = np.ones_like(self.totals) if counts is None else np.asarray(counts, dtype=np.float64)
         self.n = self.totals.shape[1]
-        self.sign = 1 if higher_is_better else -1
+        self.sign = -1 if higher_is_better is False else 1
         self.draws, self.seed = draws, seed
         self.group = _groups(clusters, self.n)
         self.units = int(self.group.max()) + 1
@@ -122,8 +126,9 @@ class Items:
     def paired(self, model: int, against: int) -> Paired | None:
         """model minus against; None with a single item or cluster, which tells nothing of the others.
 
-        Two models with the same score on every item: difference 0, interval [0, 0], p 1. With binary items
-        `detectable` still says what could have been found; otherwise it is 0 then, which says nothing.
+        Two models with the same score on every item: difference 0, interval [0, 0], p 1. `detectable` is None where
+        nothing is known of how differences vary: when all are equal, but for binary items, and with fewer than FEWEST
+        items or clusters, unless the test is McNemar's. With so few the interval of all others contains zero.
         """
         if self.units < 2:
             return None
@@ -133,7 +138,7 @@ class Items:
             better = self.sign * (self._of_items(model) - self._of_items(against))
         wins, losses = int((better > 0).sum()), int((better < 0).sum())
 
-        detectable = (student(self.units - 1) + POWER) * se
+        detectable: float | None = (student(self.units - 1) + POWER) * se
         if self.binary and not self.clustered:
             test = "McNemar"
             p = mcnemar(wins, losses)
@@ -145,6 +150,13 @@ class Items:
             spread = self._spread(value, self.drawn[:, model] - self.drawn[:, against])
             low, high = _middle(spread)
             p = self._p(spread)
+            if self.units < FEWEST:  # that all of so few agree is no evidence: p is above 0.05
+                low, high = min(low, 0.0), max(high, 0.0)
+                detectable = None
+            elif not self.binary and se <= ROUNDING * float(np.abs(self.values[[model, against]]).sum()):
+                detectable = None
+        if detectable is not None and self.binary:
+            detectable = max(detectable, FEWEST / self.n)
         return Paired(
             value=value,
             se=se,
@@ -156,7 +168,7 @@ class Items:
             losses=losses,
             ties=self.n - wins - losses,
             correlation=self._correlation(model, against),
-            detectable=max(detectable, FEWEST / self.n) if self.binary else detectable,
+            detectable=detectable,
             clusters=self.units if self.clustered else None,
         )
 
@@ -169,6 +181,8 @@ class Items:
         lead = self.paired(teacher, baseline)
         if lead is None:
             return Recovered(None, why="a single item cannot tell whether the teacher is better")
+        if self.units < FEWEST and lead.test == "bootstrap":
+            return Recovered(None, why="too few items")
         if self.sign * lead.value <= 0:
             return Recovered(None, why="the teacher is not better than the baseline")
         if lead.low <= 0 <= lead.high:

@@ -2,14 +2,18 @@
 
 import sys
 import unicodedata
+from collections.abc import Iterator
 
 from ..data.text import one_line
 from . import report_words as words
+from .comparison import baseline_of
 from .results import Difference, Report, TaskMetric
 
 WIDTH = 80
 HEADS = ["", "items", "base", "model", "diff.", "95 % interval", "", "p"]
 BETWEEN = ["  ", "  ", "  ", "  ", "  ", " ", "  "]
+LINES_MOST = 4
+"""Of a reason why something is missing; the report has all of it."""
 SIGNS = {words.MINUS: "-", words.NONE: "-", "▲": "^", "▼": "v", "…": "~", "∞": "inf"}
 """What stands for a sign where the terminal cannot show it."""
 
@@ -17,25 +21,67 @@ SIGNS = {words.MINUS: "-", words.NONE: "-", "▲": "^", "▼": "v", "…": "~", 
 def terminal(report: Report, *, encoding: str | None = None) -> str:
     """Main figures of every model against the baseline, a block for each model; no line is longer than 80 columns.
 
-    An arrow stands only where the interval excludes zero: up for better, also where lower is better.
+    An arrow stands only where the interval excludes zero: up for better, also where lower is better. Below stands what
+    was not measured or not compared, and why.
     encoding: of the terminal (default: of standard output); signs that it lacks are replaced.
     """
     blocks: dict[tuple[str, str], list[list[str]]] = {}
-    found = False
+    arrows: list[Difference] = []
     for metric in report.metrics:
         for difference in metric.differences if metric.primary else []:
-            found = found or difference.found
+            if words.verdict(metric, difference)[0] != "none":
+                arrows.append(difference)
             blocks.setdefault((difference.model, difference.against), []).append(_row(metric, difference))
     lines: list[str] = []
     for (model, against), rows in blocks.items():
         title = f"{_cut(model, 34)} against {_cut(against, 34)}"
         lines += ["", title, *_aligned([HEADS, *rows])]
-    if found:
+    if not blocks:
+        lines += ["", *_wrapped(_nothing(report))]
+    if arrows:
         lines += ["", "▲ better, ▼ worse: the interval of the difference excludes zero"]
-    return _shown(
-        "\n".join(lines[1:] or ["no two models were measured on the same task"]),
-        encoding or getattr(sys.stdout, "encoding", None) or "ascii",
-    )
+    if any((each.p if each.p_holm is None else each.p_holm) > 0.05 for each in arrows):
+        lines.append("where p, corrected for all tasks, is above 0.05 the test does not confirm it")
+    if missing := [line for reason in _missing(report) for line in _wrapped(reason)]:
+        lines += ["", *missing]
+    return _shown("\n".join(lines[1:]), encoding or getattr(sys.stdout, "encoding", None) or "ascii")
+
+
+def _nothing(report: Report) -> str:
+    if len(report.models) == 1:
+        return f"{report.models[0].name} is the only model, so nothing is compared"
+    if not any(len(metric.scores) > 1 for metric in report.metrics if metric.primary):
+        return "no two models were measured on the same task"
+    return "no difference between models could be taken"
+
+
+def _missing(report: Report) -> Iterator[str]:
+    """What was not measured, then what was measured and not compared, with the reasons."""
+    for model in report.models:
+        tasks: dict[str, list[str]] = {}
+        for task, why in model.not_measured.items():
+            tasks.setdefault(why, []).append(task)
+        for why, names in tasks.items():
+            yield f"{model.name} was not measured on {', '.join(names)}: {why}"
+    if len(report.models) < 2:
+        return
+    baseline = baseline_of(report.models).name
+    for metric in report.metrics:
+        alone = {score.model for score in metric.scores} - {each.model for each in metric.differences} - {baseline}
+        if metric.primary and (alone or not metric.differences):
+            yield from (f"{metric.task}: {note}" for note in metric.notes)
+
+
+def _wrapped(text: str) -> list[str]:
+    """Text in lines of at most WIDTH columns, all but the first indented; what LINES_MOST do not hold is cut off."""
+    lines = [""]
+    for word in one_line(text, LINES_MOST * WIDTH).split():
+        longer = f"{lines[-1]} {word}" if lines[-1] else word
+        if lines[-1] and len(lines) < LINES_MOST and _columns(longer) > WIDTH - 2:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return [_cut(lines[0], WIDTH), *(f"  {_cut(line, WIDTH - 2)}" for line in lines[1:])]
 
 
 def _row(metric: TaskMetric, difference: Difference) -> list[str]:

@@ -119,12 +119,19 @@ def _questions(task: Any, rows: Sequence[dict[str, Any]]) -> list[Question]:
 
 
 def _clusters(task: Any, docs: Sequence[Any]) -> list[str | None]:
-    """The passage that each item shares with others, as a short hash; None for all where there is none."""
+    """The passage that each item shares with others, as a short hash; None for an item without one, and for all where
+    no two items share one, or all do."""
     named = (task.get_config("metadata") or {}).get("cluster")
     for field in [named] if named else PASSAGES:
         texts = [doc.get(field) if isinstance(doc, dict) else None for doc in docs]
-        if all(isinstance(text, str | int) for text in texts) and 1 < len(set(texts)) < len(texts):
-            return [hashlib.sha256(str(text).encode("utf-8", "replace")).hexdigest()[:12] for text in texts]
+        if not all(text is None or isinstance(text, str | int) for text in texts):
+            continue
+        names = ["" if text is None else str(text).strip() for text in texts]
+        there = [name for name in names if name]
+        if len(set(there)) < len(there) and len(set(names)) > 1:
+            return [
+                hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()[:12] if name else None for name in names
+            ]
     return [None] * len(docs)
 
 

@@ -1,6 +1,7 @@
 """run.json: what a run was begun with, and whether the same would come of other options."""
 
 import hashlib
+import os
 import platform
 from collections.abc import Mapping
 from importlib import metadata
@@ -38,6 +39,7 @@ def begin_record(options: TrainGold, origins: Mapping[str, str], identity: Mappi
         "status": "running",
         "options": options.model_dump(mode="json"),
         "origins": dict(origins),
+        "cwd": os.getcwd(),  # relative paths of the options begin here
         "data_sha256": sha256(options.data),
         "identity": dict(identity),
         "versions": versions(),

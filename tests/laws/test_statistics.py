@@ -93,14 +93,14 @@ def test_figures_are_possible_ones(items: Items) -> None:
     assert 0 < found.p <= 1
     assert found.wins + found.losses + found.ties == items.n
     assert found.correlation is None or -1 <= found.correlation <= 1
-    assert found.detectable >= 0
+    assert found.detectable is None or found.detectable > 0
 
 
 @law
 @given(samples())
 def test_the_bootstraps_interval_excludes_zero_just_where_its_p_is_small(items: Items) -> None:
     found = items.paired(1, 0)
-    if found and found.test == "bootstrap" and items.units >= 6:
+    if found and found.test == "bootstrap":
         assert (found.low > 0 or found.high < 0) == (found.p <= 0.05)
 
 

@@ -115,6 +115,8 @@ TASKS = (
     ),
 )
 
+FROM_TEACHER = ("kl", "top1_agreement")
+"""Distances from the teacher, which has none from itself: there is no gap."""
 STRENGTHS: dict[str, tuple[Role, float]] = {
     "baseline": ("baseline", -0.6),
     "student": ("student", 0.15),
@@ -267,7 +269,7 @@ def _metric(
                 clusters=task.clusters or None,
             )
         )
-        if teacher is not None and row != teacher:
+        if teacher is not None and row != teacher and figure.name not in FROM_TEACHER:
             gaps.append(_gap(name, values, weights, row, teacher))
     return TaskMetric(
         task=task.name,

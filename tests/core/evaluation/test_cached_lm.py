@@ -1,6 +1,7 @@
 """A model that remembers what it answered."""
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,16 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 
+from core.commands.teacher import TeacherOptions
 from core.data.progress import Progress
 from core.data.run import Run
 from core.errors import StoppedEarly
 from core.evaluation.answers import Answers
 from core.evaluation.cached_lm import INTERRUPTED, Broken, CachedLM, broken
+from core.evaluation.completer_lm import CompleterLM
 from core.evaluation.language_models import CannotScore, HuggingFaceLM, LanguageModel
 from core.teachers.hf_model import load_tokenizer
+from tests.support.running import Received, Reply, chat_answer, small_server
 from tests.support.tiny_model import make_tiny_model
 
 GREEDY = {"until": ["\n"], "max_gen_toks": 6, "do_sample": False}
@@ -270,7 +274,7 @@ def test_a_model_that_cannot_score_still_writes(tmp_path: Path):
             self.asked += len(requests)
             for request in requests[:-1]:  # the last one is refused
                 self.cache_hook.add_partial("generate_until", request.args, "\ud800said")
-            return ["?"] * (len(requests) - 1) + [""]
+            return ["?"] * (len(requests) - 1) + [Broken()]
 
         def close(self) -> None: ...
 
@@ -278,8 +282,10 @@ def test_a_model_that_cannot_score_still_writes(tmp_path: Path):
     with CachedLM("teacher", Answers(tmp_path, "t"), lambda: LanguageModel(writer), Run()) as lm:
         assert broken(lm.loglikelihood(scored(*PAIRS))[0])
         assert lm.not_measured == {"t": "it only writes"}
-        assert lm.generate_until(written("a", "b", "c")) == ["?said", "?said", ""]
-        assert lm.generate_until(written("a", "b", "c")) == ["?said", "?said", ""]
+        for _ in range(2):
+            said = lm.generate_until(written("a", "b", "c"))
+            assert said == ["?said", "?said", ""]
+            assert [broken(each) for each in said] == [False, False, True]
         assert lm.apply_chat_template([{"role": "user", "content": "x"}]) == '[{"role":"user","content":"x"}]'
         assert (lm.tokens, lm.usd, lm.notes) == (3, 0.5, ["slow"])
         assert writer.asked == 3
@@ -289,6 +295,44 @@ def test_a_model_that_cannot_score_still_writes(tmp_path: Path):
         assert (lm.tokens, lm.usd, lm.notes) == (6, 1.0, ["slow"])
     with CachedLM("teacher", Answers(tmp_path, "t"), lambda: LanguageModel(writer), Run()) as lm:
         assert lm.missing("generate_until", written("a", "b", "c")) == 1  # a refusal is not kept
+
+
+def test_a_teacher_that_fails_ends_its_task_and_keeps_what_it_answered(tmp_path: Path):
+    served = 0
+
+    def answer(_: Received) -> Reply:
+        nonlocal served
+        served += 1
+        return Reply(body=chat_answer()) if served != 4 else Reply(500)  # the first request is for prices
+
+    with small_server(answer) as server:
+        options = TeacherOptions(model="mock/model", base_url=server.url, concurrency=1, retries=0)
+        open_model = lambda: LanguageModel(CompleterLM(options))  # noqa: E731
+        with CachedLM("teacher", Answers(tmp_path, "t"), open_model, Run()) as lm:
+            said = lm.generate_until([*written("a", "b", "c", "d", task="one"), *written("e", task="two")])
+            assert [broken(each) for each in said] == [False, False, True, True, False]
+            assert list(lm.not_measured) == ["one"]
+            assert "gave no answer in 1 attempts" in lm.not_measured["one"]
+        with CachedLM("teacher", Answers(tmp_path, "t"), open_model, Run()) as lm:
+            assert lm.missing("generate_until", written("a", "b", "c", "d", "e")) == 2
+
+
+def test_a_full_disk_still_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: Any) -> None:
+        raise StoppedEarly("no space")
+
+    with small_server(lambda _: Reply(body=chat_answer())) as server:
+        options = TeacherOptions(model="mock/model", base_url=server.url, concurrency=1)
+        with CachedLM("t", Answers(tmp_path, "t"), lambda: LanguageModel(CompleterLM(options)), Run()) as lm:
+            monkeypatch.setattr(lm.answers, "put", full)
+            with pytest.raises(StoppedEarly, match="no space"):
+                lm.generate_until(written("a"))
+
+
+def test_loading_is_not_counted_as_answering(open_lm: Open):
+    lm = open_lm(change=lambda network: time.sleep(1.5))
+    lm.loglikelihood(scored(*PAIRS[:1]))
+    assert 0 < lm.seconds < 1.5
 
 
 def test_memory_that_runs_out_halves_the_batch(open_lm: Open):

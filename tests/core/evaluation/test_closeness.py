@@ -263,9 +263,10 @@ def test_what_does_not_fit_a_context_is_not_measured_and_the_rest_is(measure: Me
     found = measure(models.student, models.teacher, rows)
     for values in found.values():
         assert [math.isnan(total) for total, _ in values] == [False, True, False]
-    assert len(measure.notes) == 1
-    assert "student: 1 held-out items not measured, such as test.jsonl:7: " in measure.notes[0]
-    assert "tokens do not fit the context of the model (256)" in measure.notes[0]
+    assert measure.notes == [
+        "student: 1 held-out item not measured, such as test.jsonl:7: "
+        "too long for the context of the model (256 tokens)"
+    ]
     measure(models.student, models.teacher, rows)
     assert measure.loaded == [False, False]  # that it does not fit is known
 
@@ -289,7 +290,7 @@ def test_an_item_at_which_a_model_computes_nan_is_not_measured_and_named(
     for values in found.values():
         assert [math.isnan(total) for total, _ in values] == [False] * 4 + [True]
     assert measure.notes == [
-        "student: 1 held-out items not measured, such as test.jsonl:9: what the model computes for it is not finite"
+        "student: 1 held-out item not measured, such as test.jsonl:9: what the model computes for it is not finite"
     ]
 
 

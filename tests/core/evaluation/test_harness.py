@@ -14,7 +14,7 @@ import yaml
 from core.data.run import Run
 from core.errors import UsageError
 from core.evaluation import lm_tasks
-from core.evaluation.cached_lm import INTERRUPTED
+from core.evaluation.cached_lm import INTERRUPTED, CachedLM
 from core.evaluation.harness import answer_tasks, count_requests, load_tasks
 from core.evaluation.results import Answered, Scored
 from tests.support.lm_tasks import (
@@ -273,11 +273,17 @@ def test_questions_about_one_passage_are_a_cluster(bench: Bench):
     write_task(bench.tasks, "passages", rows, config)
     write_task(bench.tasks, "topics", rows, {**config, "metadata": {"version": 2, "cluster": "topic"}})
     write_task(bench.tasks, "alone", [{**row, "passage": "all the same"} for row in rows], config)
-    answered, _ = bench.answer("passages", "topics", "alone")
+    blank = [{**row, "passage": "" if n % 2 else "  " if n > 5 else row["passage"]} for n, row in enumerate(rows)]
+    write_task(bench.tasks, "some", blank, config)
+    write_task(bench.tasks, "none", [{**row, "passage": " " * (n % 2)} for n, row in enumerate(rows)], config)
+    answered, _ = bench.answer("passages", "topics", "alone", "some", "none")
     groups = [[each.cluster for each in one.questions] for one in answered]
     assert [groups[0].index(each) for each in groups[0]] == [0, 0, 0, 3, 3, 3, 6, 6, 6]
     assert [groups[1].index(each) for each in groups[1]] == [0, 1, 2, 3, 0, 1, 2, 3, 0]
     assert groups[2] == [None] * 9
+    assert [each is None for each in groups[3]] == [False, True, False, True, False, *[True] * 4]
+    assert groups[3][0] == groups[3][2] != groups[3][4]
+    assert groups[4] == [None] * 9
     assert all(one.questions[0].reference == "no" for one in answered)
 
 
@@ -379,6 +385,27 @@ def test_a_task_whose_function_fails_spares_the_others(bench: Bench):
     assert [one.task for one in answered] == ["pick"]
     assert info.not_measured == {"letters": "ZeroDivisionError: division by zero"}
     assert (info.requests, info.cached) == (12 + 96, 0)
+    answered, info = bench.answer("letters", "pick", chat_template="off")
+    assert (info.requests, info.cached) == (12 + 96, 12 + 96)
+
+
+def test_a_model_that_stops_in_the_middle_is_asked_each_question_once(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    """lm-eval asks for choices first, and for answers then; a failure between them is of neither task."""
+    choice_task(bench.tasks)
+    letters_task(bench.tasks)
+    real, calls = CachedLM.generate_until, 0
+
+    def fails_once(lm: CachedLM, requests: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise ValueError("now")
+        return real(lm, requests)
+
+    monkeypatch.setattr(CachedLM, "generate_until", fails_once)
+    answered, info = bench.answer("pick", "letters", chat_template="off")
+    assert [one.task for one in answered] == ["pick", "letters"]
+    assert (info.requests, info.cached) == (96 + 12, 0)
 
 
 def test_a_model_with_nan_logits_has_no_score(bench: Bench, tmp_path: Path):
@@ -456,6 +483,9 @@ def test_how_a_task_is_prompted(bench: Bench):
     assert prompted(chat_template="off") == ["plain text", "plain text"]
     pick, write = load_tasks(bench.options(num_fewshot=2, limit=5), selected("pick", "write"))
     assert (pick.info.fewshot, write.info.fewshot) == (0, 2)  # a 0 in the task's file is meant
+    said: list[str] = []
+    load_tasks(bench.options(num_fewshot=2), selected("pick", "write"), note=said.append)
+    assert said == ["pick: its file says num_fewshot: 0, so it is asked without solved examples despite --num-fewshot"]
     assert (pick.info.version, pick.info.about, pick.info.items, pick.info.of) == ("7", "which one", 5, 24)
 
 

@@ -59,7 +59,7 @@ def named(run: Path | None = None, role: Role = "student", place: str = "best") 
     return Named(role, role, "x", "hf", run and run / place, None, None, run, "0" * 32, info)
 
 
-def make_run(folder: Path, train: Sequence[Any], held_out: Sequence[Any] = (), student: str = "student") -> Path:
+def make_run(folder: Path, train: Sequence[Any], held_out: Sequence[Any] = (), student: str = "owner/name") -> Path:
     """The folder of a finished run, as far as an evaluation reads it. train, held_out: rows with messages."""
     folder.mkdir()
     record = {"command": "train_gold", "options": {"student": student}}
@@ -136,7 +136,10 @@ def test_rows_that_were_trained_on_are_refused_with_the_first_three_places(tmp_p
     left, notes = read([named(), named(run)], data, drop_trained=True)
     assert left is not None
     assert [row.place for row in left] == [f"{data}:{line}" for line in range(6, 11)]
-    assert notes == [f"5 of 10 rows of {data} were trained on ({run}): {places}, ...; they are left out"]
+    assert notes == [
+        "student: in no run's folder, so rows cannot be compared with what it was trained on",
+        f"5 of 10 rows of {data} were trained on ({run}): {places}, ...; they are left out",
+    ]
     seen = write_rows(tmp_path / "seen.jsonl", ROWS[:5])
     with pytest.raises(UsageError, match=r"5 of 5 rows .* None is left"):
         read([named(run)], seen, drop_trained=True)

@@ -21,9 +21,10 @@ from lm_eval.models.huggingface import HFLM
 
 from core.commands.evaluate import Evaluate
 from core.commands.teacher import TeacherOptions
-from core.errors import StoppedEarly, UsageError
+from core.errors import UsageError
 from core.evaluation import completer_lm
-from core.evaluation.completer_lm import CompleterLM, messages_of
+from core.evaluation.cached_lm import broken
+from core.evaluation.completer_lm import CompleterLM, TeacherFailed, messages_of
 from core.evaluation.language_models import CannotScore, LanguageModel, open_language_model
 from core.evaluation.models import resolve_models
 from tests.support.running import Mock, Received, Reply, chat_answer, small_server
@@ -197,6 +198,21 @@ def test_tokens_that_were_written_are_counted(student: Path) -> None:
     assert model.usd is None
 
 
+def test_weights_that_lack_a_tensor_are_refused(student: Path, adapter: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    def without(path: Path, file: str, word: str) -> Path:
+        folder = Path(shutil.copytree(path, tmp_path / path.name))
+        tensors = {name: tensor for name, tensor in load_file(folder / file).items() if word not in name}
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        return folder
+
+    with pytest.raises(UsageError, match=r"student .*the weights lack lm_head\.weight: they would be random"):
+        opened(without(student, "model.safetensors", "lm_head"))
+    with pytest.raises(UsageError, match=r"the adapter's weights lack .*layers\.1.*lora_B.*they would be random"):
+        opened(without(adapter, "adapter_model.safetensors", "layers.1.self_attn.v_proj.lora_B"))
+
+
 def test_weights_of_another_shape_are_refused(student: Path, tmp_path: Path) -> None:
     broken = Path(shutil.copytree(student, tmp_path / "broken"))
     file = broken / "config.json"
@@ -353,7 +369,7 @@ def test_a_teacher_that_stays_away_ends_it_and_leaves_no_empty_answers(folder: P
         lm = completer(server.url, concurrency=1, retries=2)
         kept = Kept()
         lm.set_cache_hook(kept)
-        with pytest.raises(StoppedEarly, match=r"gave no answer in 3 attempts.*the same command goes on"):
+        with pytest.raises(TeacherFailed, match=r"gave no answer in 3 attempts.*the same command goes on"):
             lm.generate_until(asked([str(place) for place in range(9)]))
         lm.close()
     assert [text for _, _, text in kept.answers] == ["An answer."] * 2  # the first request was for prices
@@ -369,7 +385,7 @@ def test_a_wrong_key_ends_it_at_once(folder: Path) -> None:
         assert len(server.chats) == 1
 
 
-def test_a_refused_request_is_an_empty_answer_that_is_not_kept(folder: Path) -> None:
+def test_a_refused_request_has_no_score_and_is_not_kept(folder: Path) -> None:
     refusal = json.dumps({"error": {"code": 403, "message": "moderation"}}).encode()
 
     def answer(received: Received) -> Reply:
@@ -380,12 +396,47 @@ def test_a_refused_request_is_an_empty_answer_that_is_not_kept(folder: Path) -> 
         lm = completer(server.url)
         kept = Kept()
         lm.set_cache_hook(kept)
-        assert lm.generate_until(asked(["good", "bad one", "good too"])) == ["Good.", "", "Good."]
+        found = lm.generate_until(asked(["good", "bad one", "good too"]))
+        assert [broken(text) for text in found] == [False, True, False]
         assert [text for _, _, text in kept.answers] == ["Good.", "Good."]
         assert len(lm.notes) == 1
-        assert "refused 1 request, which count as empty answers (403: moderation)" in lm.notes[0]
-        with pytest.raises(StoppedEarly, match="refused 20 requests one after another"):
+        assert "refused 1 request, which have no score (403: moderation)" in lm.notes[0]
+        with pytest.raises(TeacherFailed, match="refused 20 requests one after another"):
             lm.generate_until(asked([f"bad {place}" for place in range(30)]))
+        lm.close()
+
+
+def test_reasoning_that_leaves_no_room_is_no_answer(folder: Path) -> None:
+    def answer(received: Received) -> Reply:
+        thinking = "hard" in received.body.decode()
+        unfinished = chat_answer("").replace(b'"stop"', b'"length"')
+        return Reply(body=unfinished if thinking else chat_answer("Good."))
+
+    with small_server(answer) as server:
+        lm = completer(server.url)
+        kept = Kept()
+        lm.set_cache_hook(kept)
+        found = lm.generate_until(asked(["easy", "hard 1", "hard 2"]))
+        assert [broken(text) for text in found] == [False, True, True]
+        assert [text for _, _, text in kept.answers] == ["Good."]
+        assert len(lm.notes) == 1
+        assert lm.notes[0].startswith("2 answers had no room: mock/model used all tokens for reasoning.")
+        assert lm.usd == pytest.approx(0.003)
+        lm.close()
+        assert len(server.chats) == 3
+
+
+def test_a_key_that_is_refused_later_ends_the_task_and_not_the_evaluation(folder: Path) -> None:
+    refusal = json.dumps({"error": {"code": 401, "message": "no"}}).encode()
+
+    def answer(received: Received) -> Reply:
+        return Reply(401, refusal) if "late" in received.body.decode() else Reply(body=chat_answer("Good."))
+
+    with small_server(answer) as server:
+        lm = completer(server.url, concurrency=1)
+        assert lm.generate_until(asked(["soon"])) == ["Good."]
+        with pytest.raises(TeacherFailed, match="the provider refuses the API key"):
+            lm.generate_until(asked(["late"]))
         lm.close()
 
 

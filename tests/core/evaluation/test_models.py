@@ -13,6 +13,7 @@ from core.commands.evaluate import Evaluate
 from core.errors import MissingKey, ModelNotFound, UsageError
 from core.evaluation.model_files import count_parameters, digest, template_hash, vocabulary_hash
 from core.evaluation.models import Named, computation, prompting_notes, resolve_models
+from core.evaluation.runs import begun_from, lost_beginning
 from tests.conftest import Generate
 from tests.support.running import Mock, questions, read_rows, write_rows
 from tests.support.tiny_model import make_tiny_model
@@ -106,6 +107,33 @@ def test_a_beginning_that_is_gone_says_to_name_a_baseline(lora_run: Path, tmp_pa
     (run / "run.json").write_text(json.dumps(record), encoding="utf-8")
     with pytest.raises(ModelNotFound, match=r"the beginning of the run in .*/gone: .*Name a baseline with --baseline"):
         resolve(student=str(run))
+
+
+def test_a_relative_beginning_is_seen_from_where_the_run_was_begun(
+    lora_run: Path, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = json.loads((lora_run / "run.json").read_text(encoding="utf-8"))
+    assert record["cwd"] == str(Path.cwd())
+    there, here = tmp_path / "there", tmp_path / "here"
+    here.mkdir()
+    run = Path(shutil.copytree(lora_run, there / "runs" / "gold"))
+    shutil.copytree(models.student, there / "models" / "small")
+    record |= {"cwd": str(there), "options": {**record["options"], "student": "models/small"}}
+    (run / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    monkeypatch.chdir(here)
+    assert resolve(student=str(run))[0].folder == there / "models" / "small"
+    assert lost_beginning(run) is None
+    shutil.move(there / "models" / "small", there / "models" / "moved")
+    assert f"the run in {run} began from models/small, which is not there" in str(lost_beginning(run))
+    for name in ("owner/repo", "smollm2"):
+        record["options"]["student"] = name
+        (run / "run.json").write_text(json.dumps(record), encoding="utf-8")
+        assert (begun_from(run), lost_beginning(run)) == (name, None)
+    del record["cwd"]  # of an older version
+    record["options"]["student"] = "small"
+    (run / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    shutil.copytree(models.student, here / "small")
+    assert resolve(student=str(run))[0].folder == Path("small")
 
 
 def test_without_baseline_and_run_the_first_of_the_models_is_it(models: Models) -> None:
@@ -273,7 +301,17 @@ def test_a_model_without_a_tokenizer_is_refused(student: Path) -> None:
 
 def test_a_gguf_file_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(50))
-    assert "broken.gguf cannot be converted for transformers" in refused(tmp_path / "broken.gguf")
+    message = refused(tmp_path / "broken.gguf")
+    assert "broken.gguf cannot be converted for transformers" in message
+    assert ".." not in message.replace(str(tmp_path), "")
+
+
+def test_a_chat_template_that_is_asked_for_and_is_not_there_is_refused(models: Models, tmp_path: Path) -> None:
+    bare = str(make_tiny_model(tmp_path / "bare", template=None))
+    with pytest.raises(UsageError, match=r"^student \(.*bare\) has no chat template; leave --chat-template auto\.$"):
+        resolve(baseline=str(models.student), student=bare, chat_template="on")
+    resolve(baseline=str(models.student), student=bare)
+    resolve(baseline=str(models.student), student=str(models.teacher), chat_template="on")
 
 
 def test_a_device_that_is_not_here_is_refused() -> None:
@@ -464,6 +502,38 @@ def test_an_api_teacher_is_known_by_its_address_and_name(models: Models, folder:
         resolve(**asked)
     with pytest.raises(UsageError, match="--teacher-base-url"):
         resolve(**asked, teacher_base_url="nowhere")
+
+
+def test_answers_that_were_paid_for_outlive_an_upgrade(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib import metadata
+
+    def identities() -> list[str]:
+        asked = {"student": str(models.student), "baseline": str(models.student), "teacher": "some/model"}
+        return [each.identity for each in resolve(**asked, teacher_base_url="http://a:1/v1")]
+
+    before, real = identities(), metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "9.9" if name == "lm-eval" else real(name))
+    after = identities()
+    assert [was == now for was, now in zip(before, after, strict=True)] == [False, False, True]
+
+
+@pytest.mark.gguf
+def test_a_gguf_teacher_in_several_files_is_known_by_all_of_them(models: Models, tmp_path: Path) -> None:
+    for number in (1, 2):
+        (tmp_path / f"m-0000{number}-of-00002.gguf").write_bytes(b"GGUF" + bytes([number]))
+    last = tmp_path / "m-00002-of-00002.gguf"
+
+    def identity() -> str:
+        first = str(tmp_path / "m-00001-of-00002.gguf")
+        asked = {"student": str(models.student), "baseline": str(models.student), "teacher": first}
+        return resolve(**asked, teacher_backend="gguf")[-1].identity
+
+    before = identity()
+    last.write_bytes(b"GGUF" + bytes([3]))
+    assert identity() != before
+    last.unlink()
+    with pytest.raises(UsageError, match=r"m-00002-of-00002\.gguf is not beside it"):
+        identity()
 
 
 @pytest.mark.gguf

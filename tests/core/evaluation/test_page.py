@@ -215,7 +215,7 @@ def test_items_are_shown_by_task_and_by_way(show: Show):
     assert found.inner_text() == "40 shown"
     page.locator("#by-way").select_option("worse")
     assert found.inner_text() == "20 shown"
-    assert page.locator(".way:visible h3").all_inner_texts() == ["student worse than baseline 20 of 70"]
+    assert page.locator(".way:visible h3").all_inner_texts() == ["student worse than baseline 20 of 56"]
     page.locator("#by-task").select_option("arithmetic")
     assert found.inner_text() == "1 shown"
     assert page.locator("article:visible .mark").all_inner_texts() == ["right", "wrong"]
@@ -363,6 +363,18 @@ def test_what_a_reader_must_know_is_on_the_page():
         "runs/gold/student",
     ):
         assert words in text
+
+
+def test_what_has_no_better_side_is_neither_won_nor_lost_on_the_page():
+    report, samples = example()
+    report.tasks, report.metrics = report.tasks[:1], report.metrics[:1]
+    difference = report.metrics[0].differences[0]
+    won = f"{difference.wins}, {difference.losses}, {difference.ties}"
+    assert won in page_of((report, samples))
+    report.metrics[0].higher_is_better, difference.detectable = None, None
+    text = page_of((report, samples))
+    assert won not in text
+    assert ">changed<" in text
 
 
 def test_a_report_of_one_model_and_one_without_items_have_a_page():

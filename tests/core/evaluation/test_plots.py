@@ -170,6 +170,20 @@ def test_the_key_has_the_band_and_only_models_that_are_drawn():
     assert found is not None
     assert [name for _, _, name in found.key] == ["student", "smaller than detectable"]
     assert found.key[-1][0].colour == BAND
+    assert "Grey" in found.about
+
+
+def test_what_is_not_known_to_be_detectable_has_no_band():
+    found = differences(report(metric(differences=[difference(detectable=None)])))
+    assert [row.band for row in rows(found)] == [0.0]
+    assert found is not None
+    assert [name for _, _, name in found.key] == ["student"]
+    assert "Grey" not in found.about
+
+
+def test_only_what_is_better_when_less_has_an_arrow():
+    for higher, name in ((True, "words acc, n = 100"), (False, "words acc ↓, n = 100"), (None, "words acc, n = 100")):
+        assert names(differences(report(metric(higher_is_better=higher)))) == [name]
 
 
 def test_more_tasks_than_fit_into_a_picture_are_counted():
@@ -199,6 +213,18 @@ def test_wins_go_to_the_right_and_losses_to_the_left():
     (row,) = rows(wins(report(metric())))
     assert row.bars == ((-10.0, 0.0, GREY), (0.0, 30.0, row.look.colour))
     assert row.text == "30 better, 10 worse, 60 even"
+
+
+def test_closeness_and_what_has_no_better_side_are_neither_won_nor_lost():
+    assert wins(report(metric("closeness", "kl", unit="nats", higher_is_better=False))) is None
+    assert wins(report(metric(higher_is_better=None))) is None
+    assert names(wins(report(metric("closeness", "kl", unit="nats"), metric()))) == ["words n = 100"]
+
+
+def test_a_gap_is_never_minus_nought():
+    known = Gap(model="student", value=-0.001, low=-0.004, high=0.5)
+    (row,) = rows(gap(report(metric(gaps=[known]))))
+    assert row.text == "0 % [0, 50]"
 
 
 def test_copies_win_and_lose_nothing():

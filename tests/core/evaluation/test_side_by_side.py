@@ -7,7 +7,7 @@ import pytest
 
 from core.errors import UsageError
 from core.evaluation.report import write_report
-from core.evaluation.results import Report, Sample, TaskMetric
+from core.evaluation.results import Gap, Report, Sample, TaskMetric
 from core.evaluation.side_by_side import side_by_side
 from tests.support.evaluation import example
 
@@ -41,6 +41,16 @@ def better_student(report: Report, samples: list[Sample]) -> None:
         sample.answers["student"] = sample.reference
     score = next(score for score in report.metrics[0].scores if score.model == "student")
     score.value += 30 / 120
+
+
+def versions(version: str) -> Change:
+    """All tasks are of this version."""
+
+    def change(report: Report, samples: list[Sample]) -> None:
+        for task in report.tasks:
+            task.version = version
+
+    return change
 
 
 def metric(report: Report, task: str, name: str) -> TaskMetric:
@@ -117,6 +127,81 @@ def test_a_task_with_other_items_is_left_out_by_name(reports: Callable[..., list
         assert report.notes[0] == "arithmetic was asked with other items or prompts in tuesday than in monday."
 
 
+def settings(**options: object) -> Change:
+    return lambda report, samples: report.settings.update(options=options)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("version", "2", "version"),
+        ("fewshot", 3, "examples"),
+        ("prompted", "plain text", "chat template or plain text"),
+    ],
+)
+def test_a_task_that_was_asked_differently_is_left_out_with_what_differs(
+    reports: Callable[..., list[Path]], field: str, value: object, said: str
+):
+    def differently(report: Report, samples: list[Sample]) -> None:
+        setattr(report.tasks[0], field, value)
+
+    report, samples = side_by_side(reports(None, differently))
+    assert [task.name for task in report.tasks] == ["mmlu_dev", "held_out", "closeness"]
+    assert not [sample for sample in samples if sample.task == "arithmetic"]
+    assert not [each for each in report.metrics if each.task == "arithmetic"]
+    assert report.notes[0] == (
+        f"arithmetic was asked differently in tuesday than in monday ({said}), so that it is not compared."
+    )
+
+
+def test_a_third_report_that_asked_differently_does_not_take_the_task_from_the_others(
+    reports: Callable[..., list[Path]],
+):
+    def differently(report: Report, samples: list[Sample]) -> None:
+        report.tasks[0].version = "2"
+
+    report, _ = side_by_side(reports(None, better_student, differently))
+    assert {score.model for score in metric(report, "arithmetic", "exact_match").scores} == {
+        *("monday/baseline", "monday/student", "monday/teacher", "tuesday/student")
+    }
+
+
+def test_other_lengths_of_answers_and_other_system_prompts_are_not_compared(reports: Callable[..., list[Path]]):
+    def left(first: Change, second: Change) -> list[str]:
+        return [task.name for task in side_by_side(reports(first, second))[0].tasks]
+
+    short, long = settings(max_new_tokens=64), settings(max_new_tokens=128)
+    assert left(short, long) == ["arithmetic", "mmlu_dev"]
+    assert len(left(long, long)) == 4
+    # mmlu_dev alone is asked in plain text, where the system prompt is not used
+    assert left(settings(system="Be brief."), settings(system=None)) == ["mmlu_dev"]
+
+
+def test_reports_that_were_put_side_by_side_are_compared_as_what_they_are_made_of(
+    reports: Callable[..., list[Path]], tmp_path: Path
+):
+    folders = reports(settings(max_new_tokens=64), settings(max_new_tokens=64), settings(max_new_tokens=128))
+    write_report(tmp_path / "both", *side_by_side(folders[:2]))
+    assert len(side_by_side([tmp_path / "both", folders[0]])[0].tasks) == 4
+    assert len(side_by_side([tmp_path / "both", folders[2]])[0].tasks) == 2
+
+
+def test_distances_from_different_teachers_are_not_compared(reports: Callable[..., list[Path]]):
+    def other(report: Report, samples: list[Sample]) -> None:
+        report.models[2].identity = "another teacher"
+
+    report, _ = side_by_side(reports(None, other))
+    assert [task.name for task in report.tasks] == ["arithmetic", "mmlu_dev", "held_out"]
+    assert report.notes[0].startswith("closeness was asked differently in tuesday than in monday (teacher)")
+
+
+def test_a_gap_that_says_nothing_is_not_taken_over(reports: Callable[..., list[Path]]):
+    def older(report: Report, samples: list[Sample]) -> None:
+        metric(report, "closeness", "kl").gaps = [Gap(model="student", value=0.4)]
+
+    assert metric(side_by_side(reports(older, None))[0], "closeness", "kl").gaps == []
+
+
 def test_a_third_report_with_other_items_does_not_take_the_task_from_the_others(reports: Callable[..., list[Path]]):
     def without(report: Report, samples: list[Sample]) -> None:
         samples[:] = [sample for sample in samples if sample.task == "mmlu_dev"]
@@ -155,6 +240,8 @@ def test_nothing_in_common_is_refused_with_the_reasons(reports: Callable[..., li
     with pytest.raises(UsageError, match="no task with the same items") as refused:
         side_by_side(reports(only("arithmetic"), only("mmlu_dev")))
     assert "arithmetic is in monday only." in str(refused.value)
+    with pytest.raises(UsageError, match=r"asked alike.*mmlu_dev was asked differently"):
+        side_by_side(reports(versions("1"), versions("2")))
 
 
 def test_a_folder_without_a_report_or_without_its_items_is_named(reports: Callable[..., list[Path]], tmp_path: Path):

@@ -254,6 +254,32 @@ def test_few_items_never_have_a_small_p() -> None:
     assert found.p == pytest.approx(0.25)
 
 
+def test_fewer_items_or_clusters_than_six_never_exclude_zero() -> None:
+    rng = np.random.default_rng(12)
+    for n in range(2, 8):
+        base = rng.random(n)
+        found = paired(Items([base, base + 0.1 + 0.001 * rng.random(n)]))
+        passages = [str(i // 5) for i in range(5 * n)]
+        clustered = paired(Items([[0] * 5 * n, [1] * (5 * n - 1) + [0]], None, passages))
+        for each in (found, clustered):
+            assert (each.low <= 0 <= each.high) == (n < FEWEST) == (each.p > 0.05)
+            assert each.high >= each.value
+            assert (each.detectable is None) == (n < FEWEST)
+        assert paired(Items([1 - base, 1 - base - 0.1])).high == 0 or n >= FEWEST
+
+
+def test_items_that_do_not_tell_how_differences_vary_have_no_detectable_effect() -> None:
+    row = np.random.default_rng(13).random(40)
+    assert paired(Items([row, row])).detectable is None
+    assert paired(Items([row, row + 0.1])).detectable is None  # its error is that of the rounding
+    assert paired(Items([[1, 0] * 20, [1, 0] * 20])).detectable == FEWEST / 40
+
+
+def test_wins_of_what_has_no_better_side_are_the_items_with_more() -> None:
+    found = paired(Items([[1, 2, 3], [4, 1, 9]], higher_is_better=None))
+    assert (found.wins, found.losses) == (2, 1)
+
+
 # ---- single models --------------------------------------------------------------------------------------------------
 
 
@@ -325,6 +351,12 @@ def test_the_gap_is_not_defined_without_a_clear_lead(teacher: int, why: str) -> 
     found = Items(rows).gap(1, 0, 2)
     assert (found.value, found.low, found.high) == (None, None, None)
     assert why in (found.why or "")
+
+
+def test_the_gap_is_not_defined_for_too_few_items() -> None:
+    rows = np.array([[0.1] * 5, [0.2, 0.3, 0.2, 0.3, 0.2], [0.8, 0.9, 0.7, 0.8, 0.9]])
+    assert Items(rows).gap(1, 0, 2) == statistics.Recovered(None, why="too few items")
+    assert Items(rows.repeat(2, axis=1)).gap(1, 0, 2).value is not None
 
 
 def test_the_better_teacher_is_the_one_with_less_where_less_is_better() -> None:
