@@ -315,6 +315,8 @@ def headline(report: Report) -> list[str]:
         for difference in metric.differences
         if difference.model == model.name
     ]
+    if not lines and any(m.primary and m.items == 1 and len(m.scores) > 1 for m in report.metrics):
+        return ["A single item tells nothing of a difference: give more."]
     if not lines:
         return [f"{model.name} and {against.name} have no task in common that could be compared item by item."]
     copies = model.identity == against.identity

@@ -274,12 +274,17 @@ def reported(work: Work, answered: Sequence[Answered], folder: Path, options: Ev
 
 
 def unmeasured(work: Work, answered: Sequence[Answered]) -> list[str]:
-    """A line for each task that no model could be measured on, with the reason."""
+    """A line for each task that no model could be measured on, or not the baseline, with the reason."""
     lines: list[str] = []
+    baseline = work.models[0]
     for name in (task.info.name for task in work.tasks):
-        if not any(each.task == name for each in answered):
+        measured = {each.model for each in answered if each.task == name}
+        if not measured:
             why = next((each.info.not_measured[name] for each in work.models if name in each.info.not_measured), "")
             lines.append(f"No model could be measured on {name}: {why}")
+        elif baseline.name not in measured:
+            why = baseline.info.not_measured.get(name, "")
+            lines.append(f"{baseline.name} could not be measured on {name}, so nothing is compared there: {why}")
     return lines
 
 

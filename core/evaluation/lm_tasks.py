@@ -143,10 +143,12 @@ def _load(manager: Any, name: str) -> list[Any]:
     except Exception as error:  # lm-eval, datasets, the Hub and the task's own functions raise whatever they meet
         entry = manager.task_index[name]
         source = (entry.cfg or {}).get("dataset_path")
-        if source and source not in LOCAL and isinstance(error, OSError):
+        from_hub = source and source not in LOCAL and isinstance(error, OSError)
+        if from_hub or isinstance(error, ConnectionError):  # a group's own entry names no data
+            what = f"its data set {source}" if source else "a data set of its tasks"
             raise UsageError(
-                f"{name}: its data set {source} is not on this machine and could not be fetched "
-                f"({first_line(error)}). --suite offline needs no network."
+                f"{name}: {what} is not on this machine and could not be fetched ({first_line(error)}). --suite offline "
+                "needs no network."
             ) from None
         where = f" ({entry.yaml_path})" if entry.yaml_path else ""
         raise UsageError(

@@ -202,6 +202,8 @@ def test_a_single_item_has_no_difference() -> None:
     (found,) = compared(THREE, answered("base", [0]), answered("student", [1]))
     assert found.differences == []
     assert found.notes == ["a single item or cluster: no difference has an interval"]
+    headline = said(THREE, answered("base", [0]), answered("student", [1]))
+    assert headline == ["A single item tells nothing of a difference: give more."]
 
 
 def test_items_that_share_a_passage_are_counted_as_one() -> None:

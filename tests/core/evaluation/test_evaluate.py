@@ -422,6 +422,18 @@ def test_a_model_with_nan_logits_is_not_measured_and_spares_the_others(bench: Be
     assert difference(metric_of(report, "closeness", "kl"), "student").value != 0
 
 
+def test_a_baseline_that_cannot_be_measured_is_said_first_and_by_the_exit_code(bench: Bench, folder: Path) -> None:
+    broken = Path(shutil.copytree(bench.good, folder / "broken"))
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][:] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    outcome = bench.evaluate(*bench.pair(bench.damaged, broken, "--output", folder / "report"))
+    assert outcome.code == 1, outcome.stderr
+    said = read_report(folder / "report").headline[0]
+    assert said == "baseline could not be measured on pick, so nothing is compared there: its logits are not finite"
+    assert said in outcome.stderr
+
+
 def test_weights_that_lack_a_tensor_are_refused(bench: Bench, folder: Path) -> None:
     """transformers would fill it with random numbers."""
     broken = Path(shutil.copytree(bench.good, folder / "broken"))

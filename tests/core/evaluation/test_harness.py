@@ -232,6 +232,13 @@ def test_the_presets_are_found_without_reading_all_tasks_and_need_the_hub(
     assert notes == []
 
 
+@pytest.mark.slow
+def test_a_group_without_its_data_names_the_suite_that_needs_none(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lm_tasks, "_network", lambda: False)
+    with pytest.raises(UsageError, match=r"arithmetic: a data set of its tasks .*--suite offline needs no network"):
+        load_tasks(bench.options(), selected("arithmetic"))
+
+
 # ---- tasks of every kind -----------------------------------------------------------------------------------------
 
 
