@@ -147,8 +147,8 @@ def _load(manager: Any, name: str) -> list[Any]:
         if from_hub or isinstance(error, ConnectionError):  # a group's own entry names no data
             what = f"its data set {source}" if source else "a data set of its tasks"
             raise UsageError(
-                f"{name}: {what} is not on this machine and could not be fetched ({first_line(error)}). --suite offline "
-                "needs no network."
+                f"{name}: {what} is not on this machine and could not be fetched ({first_line(error)}). "
+                "--suite offline needs no network."
             ) from None
         where = f" ({entry.yaml_path})" if entry.yaml_path else ""
         raise UsageError(
