@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,12 @@ from ..errors import InputError, UsageError
 
 class Broken(str):
     """The answer of a model that gave none: its logits were not finite, it refused, or it cannot do what was asked."""
+
+
+def broken(response: Any) -> bool:
+    """Whether a response of a model is none: NaN, or `Broken`. response: what one request was answered with."""
+    value = response[0] if isinstance(response, tuple) else response
+    return isinstance(value, Broken) or (isinstance(value, float) and math.isnan(value))
 
 
 def default_folder() -> Path:

@@ -31,12 +31,6 @@ MOST_WITH_AUTO = 64
 """The largest batch that HFLM tries by itself."""
 
 
-def broken(response: Any) -> bool:
-    """Whether a response of `CachedLM` is none: NaN, or `Broken`. response: what one request was answered with."""
-    value = response[0] if isinstance(response, tuple) else response
-    return isinstance(value, Broken) or (isinstance(value, float) and math.isnan(value))
-
-
 class CachedLM(LM):
     """One model of an evaluation, as lm-eval and our own measures ask it.
 

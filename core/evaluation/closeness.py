@@ -21,7 +21,8 @@ from ..distillation.token_bytes import same_tokens
 from ..distillation.vocabulary import VocabularyMap, build_cached
 from ..errors import StoppedEarly, UsageError
 from ..teachers.hf_states import completion_states, empty_caches, head_of, out_of_memory
-from .cached_lm import INTERRUPTED, CachedLM, broken
+from .answers import broken
+from .cached_lm import INTERRUPTED, CachedLM
 from .held_out import HeldOut, chat_side, questions, words
 from .models import Named
 from .results import Answered, Metric, Scored

@@ -236,14 +236,14 @@ def task_infos(work: Work, answered: Sequence[Answered], options: Evaluate) -> l
         CLOSENESS: (CLOSENESS_VERSION, True, f"Token by token, {against}on the same reference answers."),
     }
     infos = [task.info for task in work.tasks]
-    for name, (version, chat, about) in own.items():
+    for name, (version, templated, about) in own.items():
         infos.append(
             TaskInfo(
                 name=name,
                 version=version,
                 items=len(work.rows),
                 of=work.rows_in_all,
-                prompted="chat template" if chat else "plain text",
+                prompted="chat template" if templated else "plain text",
                 about=about,
             )
         )

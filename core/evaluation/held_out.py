@@ -20,6 +20,7 @@ from ..distillation.chat import PLAIN, ChatSide
 from ..errors import InputError, UsageError
 from ..teachers.template_messages import BAD_CALL, LeftOut, content_text, template_messages, tool_schemas
 from . import runs
+from .answers import Broken, broken
 from .models import Named
 from .results import Answered, Metric, Question, Scored
 
@@ -266,8 +267,6 @@ def answer_held_out(
     A prompt that a chat template refuses, or that the model gives no answer to, is an item that the model could not
     be measured on (see `lm.not_measured`).
     """
-    from .cached_lm import Broken, broken  # slow to import, and what is refused is refused before that
-
     note = note or run.progress.note
     requests, asked, refused = requests_of(named, lm, rows, options, chat)
     if refused:

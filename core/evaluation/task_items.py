@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .cached_lm import broken
+from .answers import broken
 from .results import Answered, Metric, Question, Scored, Unit
 
 PASSAGES = ("passage", "context", "article", "story", "paragraph")

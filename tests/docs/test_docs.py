@@ -163,27 +163,33 @@ ENVIRONMENT = ROOT / "skills/on-policy/references/environment.md"
 PATHS = {"DATA_PATH": "train.jsonl", "OUTPUT_DIR": "runs/gold"}
 
 
-def training_keys() -> dict[str, str]:
-    """Environment key -> the field of train_gold that reads it."""
-    model = load("train_gold")
+READERS = {"train_gold": PATHS, "evaluate": {"KD_MODEL_PATH": "runs/gold/best"}}
+"""The commands that read keys, and those that they cannot do without."""
+
+
+def keys_of(command: str) -> dict[str, str]:
+    """Environment key -> the field of the command that reads it."""
+    model = load(command)
     return {key: name for name in model.model_fields for key in model.option(name).env_keys}
 
 
 def test_the_example_of_env_has_every_key_once_and_no_other():
     keys = re.findall(r"^#?([A-Z][A-Z0-9_]+)=", EXAMPLE, re.MULTILINE)
     assert len(keys) == len(set(keys))
-    assert set(keys) == CREDENTIALS | set(training_keys())
+    assert set(keys) == CREDENTIALS.union(*map(keys_of, READERS))
     assert set(re.findall(r"^([A-Z][A-Z0-9_]+)=", EXAMPLE, re.MULTILINE)) == CREDENTIALS
 
 
 def test_the_values_in_the_example_of_env_are_the_defaults():
-    model = load("train_gold")
+    model, keys = load("train_gold"), keys_of("train_gold")
+    values = dict(re.findall(r"^#([A-Z][A-Z0-9_]+)=(.*)$", EXAMPLE, re.MULTILINE))
     shown = {
-        key: value
-        for key, value in re.findall(r"^#([A-Z][A-Z0-9_]+)=(.*)$", EXAMPLE, re.MULTILINE)
-        if model.model_fields[training_keys()[key]].default is not None and not key.endswith("_PATH")
+        key: values[key]
+        for key, name in keys.items()
+        if model.model_fields[name].default is not None and not key.endswith("_PATH")
     }
     assert len(shown) > 25
+    resolve(load("evaluate"), {}, {key: values[key] for key in keys_of("evaluate")}, {})
     changed = resolve(model, {}, shown, PATHS)[0].model_dump()
     assert changed == resolve(model, {}, PATHS, {})[0].model_dump() | {"data": PATHS["DATA_PATH"]}
 
@@ -192,17 +198,19 @@ def test_the_values_in_the_example_of_env_are_the_defaults():
 def test_every_block_for_env_in_the_docs_is_followed(page: Path):
     for block in blocks(page, "ini"):
         values = dict(re.findall(r"^([A-Z][A-Z0-9_]+)=(.*)$", block, re.MULTILINE))
-        assert set(values) <= set(training_keys())
+        (command,) = [command for command in READERS if set(values) <= set(keys_of(command))][:1]
         assert all(line.startswith("#") or "=" in line for line in block.splitlines() if line)
-        resolve(load("train_gold"), {}, values, PATHS)
+        resolve(load(command), {}, values, READERS[command])
 
 
 def test_the_reference_of_the_environment_names_every_key_with_its_option_or_the_reason():
     text = ENVIRONMENT.read_text(encoding="utf-8")
     rows = [line for line in text.splitlines() if line.startswith("| `")]
-    for key, name in training_keys().items():
-        (row,) = [line for line in rows if f"`{key}`" in line.split("|")[1]]
-        assert f"`{flag(name)}`" in row, key
+    for command in READERS:
+        section = text.partition(f"## Read by {command}")[2].partition("\n## ")[0].splitlines()
+        for key, name in keys_of(command).items():
+            (row,) = [line for line in section if line.startswith("| `") and f"`{key}`" in line.split("|")[1]]
+            assert f"`{flag(name)}`" in row, key
     for key, reason in load("train_gold").ignored_env.items():
         (row,) = [line for line in rows if line.startswith(f"| `{key}` |")]
         assert reason.split(" in the ")[0] in row.replace("`", ""), key
@@ -418,7 +426,10 @@ def test_a_python_without_the_dependencies_hands_over_to_the_bundles_own(tmp_pat
 
 # ---- the wheel ---------------------------------------------------------------------------------------------------
 
-HEAVY = ("hf", "hf_model", "hf_states", "gguf", "scorer", "hf_scorer", "gguf_scorer", "tokenizer_loading")
+HEAVY = (
+    *("hf", "hf_model", "hf_states", "gguf", "scorer", "hf_scorer", "gguf_scorer", "tokenizer_loading"),
+    *("harness", "cached_lm", "language_models", "completer_lm", "closeness"),
+)
 
 
 def test_the_wheel_holds_one_package_whose_modules_import_one_another_only(tmp_path: Path):

@@ -14,8 +14,8 @@ from core.commands.teacher import TeacherOptions
 from core.data.progress import Progress
 from core.data.run import Run
 from core.errors import StoppedEarly
-from core.evaluation.answers import Answers
-from core.evaluation.cached_lm import INTERRUPTED, Broken, CachedLM, broken
+from core.evaluation.answers import Answers, Broken, broken
+from core.evaluation.cached_lm import INTERRUPTED, CachedLM
 from core.evaluation.completer_lm import CompleterLM
 from core.evaluation.language_models import CannotScore, HuggingFaceLM, LanguageModel
 from core.teachers.hf_model import load_tokenizer

@@ -23,7 +23,7 @@ from core.commands.evaluate import Evaluate
 from core.commands.teacher import TeacherOptions
 from core.errors import UsageError
 from core.evaluation import completer_lm
-from core.evaluation.cached_lm import broken
+from core.evaluation.answers import broken
 from core.evaluation.completer_lm import CompleterLM, TeacherFailed, messages_of
 from core.evaluation.language_models import CannotScore, LanguageModel, open_language_model
 from core.evaluation.models import resolve_models
