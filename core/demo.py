@@ -17,7 +17,7 @@ from .generation.generate import generate
 SHOWN = 3
 HELD_OUT = 0.25
 """Of the prompts, for the figures before and after."""
-PASSAGES = 8
+PASSAGES = 4
 """Of each kind of text, on which the layers' influence is measured."""
 
 

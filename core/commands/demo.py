@@ -42,7 +42,7 @@ class Demo(Command):
     """How many of the teacher's layers the student keeps."""
     steps: Annotated[int, Option("Demo")] = Field(default=20, ge=0)
     """Training steps; 0 leaves out the training and what follows it."""
-    items: Annotated[int, Option("Demo")] = Field(default=40, ge=1)
+    items: Annotated[int, Option("Demo")] = Field(default=25, ge=1)
     """Of each evaluation task, so many items."""
 
 
