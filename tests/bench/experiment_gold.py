@@ -2,7 +2,7 @@
 
     python -m tests.bench.experiment_gold prepare            prompts, the teacher's answers, the students
     python -m tests.bench.experiment_gold same               lmbda 0, 0.5 and 1, one tokenizer
-    python -m tests.bench.experiment_gold cross              GOLD, ULD and SFT, the student in GPT-2's vocabulary
+    python -m tests.bench.experiment_gold cross --steps 25   GOLD, ULD and SFT, the student in GPT-2's vocabulary
     python -m tests.bench.experiment_gold table              the table, from what has been run
 
 Teacher: SmolLM2-135M-Instruct. Student: 24 of its 30 layers, by `make_student`. Prompts: the questions of MMLU's
@@ -180,7 +180,10 @@ SAME = (
     "val_kl", "val_reverse_kl", "val_top1_agreement", "own_kl", "own_reverse_kl", "own_top1_agreement",
     "own_length", "own_truncated", "own_repetition",
 )  # fmt: skip
-CROSS = ("val_bits_per_byte", "own_teacher_bits_per_byte", "own_length", "own_truncated", "own_repetition")
+CROSS = (
+    "val_bits_per_byte", "val_kl", "val_top1_agreement", "own_teacher_bits_per_byte", "own_bits_per_byte",
+    "own_reverse_kl", "own_length", "own_truncated", "own_repetition",
+)  # fmt: skip
 
 
 def change(run: dict[str, Any]) -> float:
