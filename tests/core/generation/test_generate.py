@@ -268,8 +268,8 @@ def test_killed_at_any_moment_the_same_command_completes_the_file(folder: Path, 
         until = time.monotonic() + 30
         while mock.stats()["paid"] < share * 240 and process.poll() is None and time.monotonic() < until:
             time.sleep(0.005)
+        kills += process.poll() is None  # before the kill: at once after it the process may be gone
         os.killpg(process.pid, signal.SIGKILL)
-        kills += process.poll() is None
         process.communicate()
         with open(folder / OUT, "ab") as file:
             file.write(b'{"messages":[{"role":"user","content":"torn')
