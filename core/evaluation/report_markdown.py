@@ -23,8 +23,6 @@ def markdown(report: Report) -> str:
 def _lines(report: Report) -> Iterator[str]:
     yield f"# {_paragraph(report.name)}"
     yield f"\n{_paragraph(words.made_of(report))}"
-    if report.status == "interrupted":
-        yield "\n**Interrupted: what is missing was not answered yet.**"
     yield ""
     yield from (f"- {_paragraph(line)}" for line in report.headline)
     yield "\n## Differences from the baseline\n"

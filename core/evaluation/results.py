@@ -239,7 +239,6 @@ class Report(_Part):
     plots: list[str] = Field(default_factory=list[str])
     """File names under plots/, in the order of the page."""
     seconds: float = 0.0
-    status: Literal["done", "interrupted"] = "done"
 
 
 class Sample(_Part):

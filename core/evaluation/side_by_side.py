@@ -81,7 +81,6 @@ def side_by_side(folders: Sequence[Path], draws: int = 10_000, seed: int = 0) ->
         metrics=metrics,
         notes=notes,
         seconds=sum(each.report.seconds for each in finished),
-        status="interrupted" if any(each.report.status == "interrupted" for each in finished) else "done",
     )
     report.headline = headline(report)
     return report, _samples(tasks)

@@ -348,10 +348,8 @@ def test_items_are_left_out_when_the_page_grows_too_large():
 def test_what_a_reader_must_know_is_on_the_page():
     report, samples = example()
     report.models[2].not_measured = {"arithmetic": "it cannot write"}
-    report.status = "interrupted"
     text = Elements(page_of((report, samples))).text
     for words in (
-        "interrupted: what is missing was not answered yet",
         "teacher was not measured on arithmetic: it cannot write",
         "mmlu_dev: the gap that student recovered is not defined: the teacher was not found to be better",
         "best/ was chosen on the rows of held_out",
