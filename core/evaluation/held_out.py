@@ -1,7 +1,6 @@
 """Prompts with reference answers that no model was trained on, and how near the models' own answers come to them."""
 
 import math
-import random
 import re
 import string
 from collections import Counter
@@ -23,6 +22,7 @@ from . import runs
 from .answers import Broken, broken
 from .models import Named
 from .results import Answered, Metric, Question, Scored
+from .suites import fixed_choice
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -108,10 +108,8 @@ def read_held_out(options: Evaluate, models: Sequence[Named], note: Note) -> lis
 
 def choose(rows: Sequence[HeldOut], options: Evaluate) -> list[HeldOut]:
     """At most --limit of the rows: the same ones in every run with this --seed, in the order of the data."""
-    if options.limit is None or len(rows) <= options.limit:
-        return list(rows)
-    drawn = random.Random(f"{options.seed}/{TASK}").sample(range(len(rows)), options.limit)
-    return [rows[place] for place in sorted(drawn)]
+    chosen = fixed_choice(TASK, len(rows), options)
+    return list(rows) if chosen is None else [rows[place] for place in chosen]
 
 
 def questions(rows: Sequence[HeldOut]) -> list[Question]:

@@ -14,7 +14,7 @@ from ..commands.evaluate import Evaluate
 from ..errors import DistillError, UsageError
 from .quiet import quiet
 from .results import TaskInfo
-from .suites import Selected, nearest, offline_folder
+from .suites import Selected, fixed_choice, nearest, offline_folder
 
 FEWSHOT_SEED = 1234
 """lm-eval's own, to which --seed is added."""
@@ -174,10 +174,7 @@ def _loaded(task: Any, one: Selected, options: Evaluate, every_model_chats: bool
     of = len(task.eval_docs)
     if not of:
         raise UsageError(f"the task {task.task_name} has no items.")
-    items = None
-    if options.limit is not None and options.limit < of:
-        chosen = random.Random(f"{options.seed}/{task.task_name}").sample(range(of), options.limit)
-        items = sorted(chosen)
+    items = fixed_choice(task.task_name, of, options)
     chat = options.chat_template == "on" or (
         options.chat_template == "auto" and every_model_chats and task.OUTPUT_TYPE == "generate_until"
     )

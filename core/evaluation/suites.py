@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,14 @@ def offline_tasks() -> dict[str, str]:
         task = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)
         found[task["task"]] = task["metadata"]["about"]
     return found
+
+
+def fixed_choice(task: str, of: int, options: Evaluate) -> list[int] | None:
+    """Numbers of the --limit items that are asked of a task with so many, ascending: the same in every run with this
+    --seed. None: all of them."""
+    if options.limit is None or options.limit >= of:
+        return None
+    return sorted(random.Random(f"{options.seed}/{task}").sample(range(of), options.limit))
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
