@@ -1,13 +1,12 @@
 """What the folder of a training run tells: where its models are, what it began from, what it cost."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from ..data.jsonlines import read_lines
+from ..plots.curves import read_events
 from ..teachers.locate import PACKAGED
 from .results import Training
 
@@ -73,7 +72,11 @@ def _place(run: Path, path: str) -> Path | None:
 
 def training(run: Path, model: Path) -> Training:
     """What it cost to make a model of a run: its steps up to that model, and all of the data."""
-    events = {event["step"]: event for event in _events(run) if event.get("event") == "train_step"}
+    try:
+        found = read_events(run / "metrics.jsonl")
+    except OSError:
+        found = []
+    events = {event["step"]: event for event in found if event["event"] == "train_step"}
     last = _step_of(model)
     if last is not None:
         events = {step: event for step, event in events.items() if step <= last}
@@ -92,19 +95,6 @@ def _step_of(model: Path) -> int | None:
         return int(match[1])
     step = _object(model / "best_metrics.json").get("step")
     return step if isinstance(step, int) else None
-
-
-def _events(run: Path) -> Iterator[dict[str, Any]]:
-    try:
-        for _, line in read_lines(run / "metrics.jsonl"):
-            try:
-                event = orjson.loads(line)
-            except orjson.JSONDecodeError:  # a run that is at work, or was killed
-                continue
-            if isinstance(event, dict) and isinstance(event.get("step"), int):
-                yield event
-    except OSError:
-        return
 
 
 def _paid(run: Path) -> float | None:
