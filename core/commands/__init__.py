@@ -14,6 +14,7 @@ COMMANDS = {
     "show": ".show:Show",
     "compare_tokenizers": ".compare_tokenizers:CompareTokenizers",
     "make_student": ".make_student:MakeStudent",
+    "train_sft": ".train_sft:TrainSft",
     "train_gold": ".train_gold:TrainGold",
     "evaluate": ".evaluate:Evaluate",
     "demo": ".demo:Demo",

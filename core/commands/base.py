@@ -117,11 +117,12 @@ class Command(BaseModel):
 
     @classmethod
     def input_schema(cls) -> dict[str, Any]:
-        """The JSON schema that an MCP tool shows: the fields marked `mcp`, and `config` for all the others."""
+        """The JSON schema that an MCP tool shows: the fields marked `mcp`, and `config` for all the others (`options`
+        where the command has a field of that name)."""
         schema = cls.model_json_schema()
         shown = {name: schema["properties"][name] for name in cls.model_fields if cls.option(name).mcp}
         hidden = [name for name in cls.model_fields if name not in shown]
-        shown["config"] = {
+        shown["options" if "config" in shown else "config"] = {
             "type": "object",
             "description": "Further options: " + ", ".join(hidden),
             "properties": {name: schema["properties"][name] for name in hidden},

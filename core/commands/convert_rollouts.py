@@ -212,5 +212,5 @@ class Converted(Result):
             lines.append(f"The prompts that were in {self.output} are in {self.prompts_moved_to} now.")
         if self.kept_as:
             lines.append(f"What was in {self.output} is in {self.kept_as} now.")
-        lines.append(f"Next: python scripts/show.py {self.output}")
+        lines.append(f"Next: python scripts/show.py {self.output}; train_sft.py trains a student on it")
         return "\n".join(lines)

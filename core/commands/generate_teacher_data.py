@@ -184,4 +184,6 @@ class Generated(Result):
             lines.append("interrupted: the same command goes on where it stopped")
         elif self.remaining:
             lines.append("next: the same command again asks only for what is missing")
+        elif self.rows_in_output:
+            lines.append(f"next: python scripts/show.py {self.output}; train_sft.py trains a student on it")
         return "\n".join(lines)

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from ..errors import InputError, UsageError
 from .base import Command, flag
+from .project import parse_yaml
 
 Origins = dict[str, str]
 
@@ -24,10 +25,12 @@ def resolve(
     environment: Mapping[str, str] | None = None,
     dotenv: Mapping[str, str | None] | None = None,
     config: Path | None = None,
+    project: tuple[Mapping[str, Any], Origins] | None = None,
 ) -> tuple[Command, Origins]:
     """The command and where each of its values came from ("--model", "MAX_STEPS", "MAX_STEPS in .env", "config.yml",
     "default").
 
+    project: what stands in the place of the values that the command finds in the user's project, with origins.
     Raises UsageError that names the flag, key or line whose value is not allowed.
     """
     values: dict[str, Any] = {}
@@ -47,7 +50,7 @@ def resolve(
     if config is not None:
         found, lines = read_yaml(config, list(model.model_fields))
         take(found, {name: f"{config}:{line}" for name, line in lines.items()})
-    take(*model.from_project(values))
+    take(*(project or model.from_project(values)))
 
     try:
         command = model.model_validate(values)
@@ -63,21 +66,7 @@ def read_yaml(path: Path, known: list[str]) -> tuple[dict[str, Any], dict[str, i
 
     Raises InputError for a missing file, broken YAML, or a key that no option has, with the nearest one.
     """
-    import yaml
-
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(path, None, "no such file. Name an existing one with --config.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(path, None, f"cannot be read: {error}") from None
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-45
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark else None
-        raise InputError(path, line, f"not YAML: {getattr(error, 'problem', None) or error}") from None
+    content, node = parse_yaml(path)
     if content is None:
         return {}, {}
     if not isinstance(content, dict):

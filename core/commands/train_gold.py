@@ -6,20 +6,20 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from .base import Command, Option, Result
+from .base import Option, Result
 from .teacher import Backend, TeacherOptions
+from .training import RUN, TrainingCommand, layers
 
 DATA, STUDENT, TEACHER, ROLLOUTS, LOSS = "Data", "Student", "Teacher", "Rollouts", "Loss"
-OPTIMISER, LORA, VALIDATION, RUN = "Optimiser", "LoRA", "Validation and checkpoints", "Running"
+OPTIMISER, LORA, VALIDATION = "Optimiser", "LoRA", "Validation and checkpoints"
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 SPELT = {"fp32": "float32", "float": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16"}
 """Other spellings of number formats."""
-PROJECTIONS = {name: f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
 LOWER_IS_BETTER = ("loss", "kl", "bits_per_byte", "entropy", "truncated", "repetition")
 
 
-class TrainGold(Command):
+class TrainGold(TrainingCommand):
     """Train a student on its own answers: the student answers, the teacher scores every token, the student learns.
 
     The two may have different tokenizers (GOLD). --lmbda mixes in reference answers from the data. Any prompt file
@@ -36,6 +36,16 @@ class TrainGold(Command):
         "python scripts/train_gold.py -d train.jsonl -o runs/gold --resume",
         "accelerate launch --multi_gpu --num_processes 2 scripts/train_gold.py -d train.jsonl -o runs/gold",
     )
+    headings: ClassVar[tuple[str, ...]] = (DATA, STUDENT, TEACHER, ROLLOUTS, LOSS, OPTIMISER, LORA, VALIDATION, RUN)
+    name: ClassVar[str] = "train_gold"
+    without_effect: ClassVar[frozenset[str]] = frozenset(
+        {"output", "resume", "overwrite", "dry_run", "save_every", "sample_every", "track", "teacher_batch_size"}
+    )
+    rounding: ClassVar[tuple[str, ...]] = ("device", "threads", "micro_batch_size")
+    why: ClassVar[dict[str, str]] = {
+        "max_steps": "the learning rate follows it from the first step on: to train longer, begin a new run with best/ "
+        "or final/ as --student (with --lora, written with --merge)",
+    }
     ignored_env: ClassVar[dict[str, str]] = {
         "KD_MAX_GROUPS": "every aligned group is trained",
         "KD_MAX_NEW_TOKENS": "the length of the student's answers is MAX_NEW_TOKENS",
@@ -181,18 +191,8 @@ class TrainGold(Command):
     sample_every: Annotated[int, Option(VALIDATION)] = Field(default=25, ge=0)
     """Steps between two answers of the student's in samples.jsonl, besides those of each validation; 0 for none."""
 
-    resume: Annotated[bool, Option(RUN, mcp=True)] = False
-    """Go on from the last checkpoint in the output folder."""
-    overwrite: Annotated[bool, Option(RUN)] = False
-    """Remove the run in the output folder and start anew."""
-    dry_run: Annotated[bool, Option(RUN, mcp=True)] = False
-    """Load both models, make two steps, say how long the run will take, and stop. Nothing is written."""
-    device: Annotated[Literal["auto", "cuda", "mps", "cpu"], Option(RUN)] = "auto"
-    """Where to train (auto: CUDA, then Apple's MPS, then CPU)."""
     threads: Annotated[int | None, Option(RUN, env="TEACHER_N_THREADS")] = Field(default=None, ge=1)
     """CPU threads, of the teacher and of the student (default: all cores)."""
-    track: Annotated[Literal["trackio", "tensorboard", "wandb"] | None, Option(RUN)] = None
-    """Also send the metrics to this tracker."""
 
     @field_validator("student_dtype", "teacher_dtype", mode="before")
     @classmethod
@@ -202,11 +202,7 @@ class TrainGold(Command):
     @field_validator("lora_targets", mode="before")
     @classmethod
     def _projections(cls, value: Any) -> Any:
-        names = value.split(",") if isinstance(value, str) else value
-        if not isinstance(names, list):
-            return names
-        parts = [part.strip() for name in names if isinstance(name, str) for part in name.split(",") if part.strip()]
-        return [PROJECTIONS.get(part, part) for part in parts]
+        return layers(value)
 
     @field_validator("lora_targets")
     @classmethod
@@ -217,8 +213,6 @@ class TrainGold(Command):
 
     @model_validator(mode="after")
     def _options_that_exclude_another(self) -> "TrainGold":
-        if self.resume and self.overwrite:
-            raise ValueError("--resume goes on with a run, --overwrite removes it: give one of them")
         if self.lambda_kd == 0 and self.lambda_sft == 0:
             raise ValueError("--lambda-kd and --lambda-sft are both 0: there is nothing to learn from")
         if self.teacher_backend is None and self.teacher_gguf and "teacher" in self.model_fields_set:
@@ -250,6 +244,14 @@ class TrainGold(Command):
     def warmup(self) -> int:
         """Steps of warm-up."""
         return max(1, self.max_steps // 20) if self.warmup_steps is None else self.warmup_steps
+
+    @property
+    def inputs(self) -> tuple[str | None, ...]:
+        return (self.student, self.teacher, self.teacher_gguf, self.data)
+
+    @property
+    def best_by(self) -> tuple[str, Literal["min", "max"]]:
+        return self.monitor, "max" if self.higher_is_better else "min"
 
     @property
     def higher_is_better(self) -> bool:

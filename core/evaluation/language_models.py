@@ -94,7 +94,7 @@ def _load(named: Named, device: str, dtype: str) -> tuple[Any, Any]:
     tokenizer = hf_model.load_tokenizer(named.tokenizer_folder, chat=False)
     try:
         opened: Any = AutoModelForCausalLM.from_pretrained(
-            named.folder, dtype=getattr(torch, dtype), output_loading_info=True
+            named.folder, dtype=getattr(torch, dtype), output_loading_info=True, trust_remote_code=False
         )
         network, loaded = opened
         _check_whole(named, [key for kind in ("missing_keys", "mismatched_keys") for key in loaded.get(kind, ())])

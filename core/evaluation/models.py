@@ -258,7 +258,7 @@ def _base_of(adapter: Path, note: Note) -> Path:
     there = next((each for each in tried if each.exists()), None)
     hint = (
         f"Put the folder of that model as base_model_name_or_path into {adapter / ADAPTER}, or merge the adapter where "
-        "its model is (train_gold --merge, or PEFT's merge_and_unload)."
+        "its model is (--merge of train_gold and train_sft, or PEFT's merge_and_unload)."
     )
     if there is not None and (there / ADAPTER).is_file():
         raise UsageError(f"its base {base} is an adapter itself, and a whole model is needed. {hint}")

@@ -11,12 +11,14 @@ from ..teachers.locate import PACKAGED
 from .results import Training
 
 STEP = re.compile(r"step-(\d+)")
+BEGINNING = {"train_gold": "student", "train_sft": "model"}
+"""The commands that train, and their option that names the model a run begins from."""
 
 
 def record_of(folder: Path) -> dict[str, Any] | None:
     """run.json of a training run; None where there is none."""
     found = _object(folder / "run.json")
-    return found if isinstance(found.get("options"), dict) and found.get("command") == "train_gold" else None
+    return found if isinstance(found.get("options"), dict) and found.get("command") in BEGINNING else None
 
 
 def run_of(folder: Path) -> Path | None:
@@ -35,22 +37,28 @@ def steps(run: Path) -> list[Path]:
 
 def begun_from(run: Path) -> str | None:
     """The model that a run began from: where it is, or else as its user gave it."""
-    student = _option(run, "student")
-    place = None if student is None else _place(run, student)
-    return student if place is None else str(place)
+    model = _beginning(run)
+    place = None if model is None else _place(run, model)
+    return model if place is None else str(place)
 
 
 def lost_beginning(run: Path) -> str | None:
     """A sentence for the user when the model that a run began from is no longer where it was, so that nobody can tell
     what that was trained on; None when it is there, or a name on the Hub."""
-    student = _option(run, "student")
-    if student is None or student in PACKAGED or _place(run, student) is not None:
+    model = _beginning(run)
+    if model is None or model in PACKAGED or _place(run, model) is not None:
         return None
-    path = Path(student).expanduser()
-    folders = [Path(student).parts[0], _cwd(run) / path.parts[0]] if path.parts else []
-    if student.startswith(("/", ".", "~")) or student.count("/") != 1 or any(Path(each).is_dir() for each in folders):
-        return f"the run in {run} began from {student}, which is not there: what that was trained on is not known"
+    path = Path(model).expanduser()
+    folders = [Path(model).parts[0], _cwd(run) / path.parts[0]] if path.parts else []
+    if model.startswith(("/", ".", "~")) or model.count("/") != 1 or any(Path(each).is_dir() for each in folders):
+        return f"the run in {run} began from {model}, which is not there: what that was trained on is not known"
     return None
+
+
+def _beginning(run: Path) -> str | None:
+    """The model that a run began from, as its user gave it."""
+    record = record_of(run)
+    return _option(run, BEGINNING[record["command"]]) if record else None
 
 
 def _option(run: Path, name: str) -> str | None:

@@ -22,6 +22,8 @@ WINDOWS = 20
 MEAN_STEPS = 5
 MANY_POINTS = 30
 """More points than that are drawn without a mark each."""
+SMALL = 0.001
+"""An axis of values below that has them as 8e-05."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ LEGEND_LINE = 0.17
 
 @dataclass(frozen=True)
 class Line:
-    """One measure in a panel. every_step: of training steps, so that it is drawn thin with its running mean."""
+    """One measure in a panel. every_step: of training steps; drawn thin with its running mean where it is noisy."""
 
     key: str
     name: str
@@ -59,6 +61,7 @@ class Line:
     every_step: bool = False
     style: str = "-"
     mark: str = "o"
+    noisy: bool = True
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Panel:
     """One picture of the curves. within: the values that its axis shows at least. is_share: an axis in per cent.
 
     instead_of: the title of the panel that this one replaces where that has nothing to show.
+    needs: a figure of training steps without which there is no such panel.
     """
 
     title: str
@@ -74,10 +78,20 @@ class Panel:
     within: tuple[float, ...] = ()
     is_share: bool = False
     instead_of: str = ""
+    needs: str = ""
 
 
 KL, LOSS = "Divergence from the teacher", "Loss"
 PANELS = (
+    Panel(  # of train_sft, whose steps are made of rows
+        LOSS,
+        "nats per trained token",
+        (
+            Line("loss", "training", BLUE, every_step=True),
+            Line("val_loss", "held out", RED),
+        ),
+        needs="rows",
+    ),
     Panel(
         LOSS,
         "loss per token (nats; ULD: probability)",
@@ -85,6 +99,13 @@ PANELS = (
             Line("loss", "training", BLUE, every_step=True),
             Line("val_total_loss", "held out", RED),
         ),
+        instead_of=LOSS,
+    ),
+    Panel(
+        "Most probable token is the data's",
+        "share of tokens",
+        (Line("val_accuracy", "of held-out answers", RED),),
+        is_share=True,
     ),
     Panel(
         KL,
@@ -148,6 +169,18 @@ PANELS = (
         ),
         within=(0.0, 0.05),
         is_share=True,
+    ),
+    Panel(
+        "Gradient",
+        "norm, before it is clipped",
+        (Line("grad_norm", "training", BLUE, every_step=True),),
+        within=(0.0,),
+    ),
+    Panel(
+        "Learning rate",
+        "learning rate",
+        (Line("learning_rate", "training", BLUE, every_step=True, noisy=False),),
+        within=(0.0,),
     ),
     Panel(
         "Speed",
@@ -237,7 +270,10 @@ def draw_curves(metrics: Path, target: Path, *, layout: Layout = SCREEN, title: 
 def shown(events: Sequence[Event]) -> list[tuple[Panel, list[tuple[Line, Points]]]]:
     """The panels with something to show, each with its lines' points."""
     panels: list[tuple[Panel, list[tuple[Line, Points]]]] = []
+    figures = {name for event in events if event["event"] == "train_step" for name in event}
     for panel in PANELS:
+        if panel.needs and panel.needs not in figures:
+            continue
         lines = [(line, points(events, line)) for line in panel.lines]
         lines = [(line, found) for line, found in lines if any(map(math.isfinite, found[1]))]
         if lines and not any(panel.instead_of == other.title for other, _ in panels):
@@ -294,6 +330,8 @@ def _draw_panel(
     _limit(axes, panel, lines)
     if panel.is_share:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
+    elif max(map(abs, axes.get_ylim())) < SMALL:  # with all their zeros, or a power above the axis, they take more room
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     axes.grid()
     handles, names = axes.get_legend_handles_labels()
     if layout.apart:
@@ -308,7 +346,7 @@ def _draw_panel(
 def _draw_line(axes: Any, line: Line, steps: list[float], values: list[float]) -> None:
     """Single steps faintly under their running mean where there are many; a mark for every point where few."""
     few, colour = len(steps) <= MANY_POINTS, line.colour
-    if line.every_step and len(steps) >= SMOOTHED_FROM:
+    if line.every_step and line.noisy and len(steps) >= SMOOTHED_FROM:
         window = max(MEAN_STEPS, len(steps) // WINDOWS)
         axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.35)
         name = f"{line.name}, mean of {window} steps"

@@ -12,7 +12,14 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LogitsProcessor, StoppingCriteria
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LogitsProcessor,
+    StoppingCriteria,
+)
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
 
 from ..errors import UsageError
@@ -46,7 +53,7 @@ def hf_folder(model: LocalModel, note: Callable[[str], None] = lambda text: None
     note(f"converting {model.path.name} for transformers, once (about half a minute for 135M parameters)")
     from transformers.utils.quantization_config import GgufConfig
 
-    source: dict[str, Any] = {"gguf_file": model.path.name}
+    source: dict[str, Any] = {"gguf_file": model.path.name, "trust_remote_code": False}
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".converting-"))
     try:
@@ -86,7 +93,8 @@ def tokenizer_folder(model: LocalModel, note: Callable[[str], None] = lambda tex
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".converting-"))
     try:
-        AutoTokenizer.from_pretrained(model.path.parent, gguf_file=model.path.name).save_pretrained(new)
+        source: dict[str, Any] = {"gguf_file": model.path.name, "trust_remote_code": False}
+        AutoTokenizer.from_pretrained(model.path.parent, **source).save_pretrained(new)
         new.replace(folder)
     except OSError:
         if not folder.is_dir():  # else another process was faster
@@ -96,15 +104,24 @@ def tokenizer_folder(model: LocalModel, note: Callable[[str], None] = lambda tex
     return folder
 
 
+def load_config(folder: Path) -> Any:
+    """The model's configuration. Raises UsageError when it cannot be loaded, or needs Python code of the model's."""
+    try:
+        # Unset, transformers would ask on the terminal whether to run code that lies beside the model.
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # transformers raises whatever it meets
+        raise UsageError(f"the configuration in {folder} cannot be loaded: {_reason(error)}") from None
+
+
 def load_tokenizer(folder: Path, *, chat: bool = True) -> Any:
     """The tokenizer, as its folder has it. Raises UsageError when it cannot be loaded.
 
     chat: refuse a model that cannot chat, too.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever it meets
-        raise UsageError(f"the tokenizer in {folder} cannot be loaded: {error}") from None
+        raise UsageError(f"the tokenizer in {folder} cannot be loaded: {_reason(error)}") from None
     if chat and not tokenizer.chat_template:
         raise UsageError(f"{folder} has no chat template: a base model cannot answer prompts.")
     return tokenizer
@@ -142,12 +159,19 @@ def load_model(folder: Path, *, dtype: str, device_map: str, attention: str, loa
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, **options).eval()
     except Exception as error:  # transformers and torch raise whatever they meet
-        raise UsageError(f"{folder} cannot be loaded: {type(error).__name__}: {error}") from None
+        raise UsageError(f"{folder} cannot be loaded: {_reason(error)}") from None
     # The folder's own defaults (top_k, repetition_penalty, ...) must not change the distribution that is asked for.
     model.generation_config = GenerationConfig(
         eos_token_id=model.generation_config.eos_token_id, bos_token_id=model.generation_config.bos_token_id
     )
     return model
+
+
+def _reason(error: Exception) -> str:
+    """Why a model cannot be loaded: the loader's own words, unless they advise what is not to be had here."""
+    if "trust_remote_code" in str(error):
+        return "it needs Python code that comes with the model, and such code is not run"
+    return f"{type(error).__name__}: {error}"
 
 
 class Abort(StoppingCriteria):

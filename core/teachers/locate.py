@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ def is_local(name: str) -> bool:
         name in PACKAGED
         or name.endswith(".gguf")
         or name.startswith((".", "/", "~/"))
-        or bool(name and Path(name).is_dir())
+        or os.path.isdir(name)  # False, too, for a name that no file system takes
     )
 
 
@@ -43,9 +44,9 @@ def locate(name: str, *, gguf: bool, preferred_quant: str = "Q4_K_M") -> LocalMo
     """
     tried: list[str] = []
     path = Path(name).expanduser()
-    if path.is_file() and path.suffix == ".gguf":
+    if os.path.isfile(path) and path.suffix == ".gguf":
         return LocalModel(name, path)
-    if path.is_dir():
+    if os.path.isdir(path):
         if gguf:
             files = whole_ggufs(path.glob("*.gguf"))
             if files:

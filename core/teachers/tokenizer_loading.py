@@ -123,7 +123,7 @@ def read(path: Path, name: str) -> Any:
 
     try:
         if path.is_dir():
-            return AutoTokenizer.from_pretrained(path, local_files_only=True)
+            return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         said = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(said, dict) or "model" not in said:
             raise UsageError(f"{path} is not a tokenizer.json: it has no model.")

@@ -19,8 +19,12 @@ from ..errors import UsageError
 
 STATE = "training_state.pt"
 """All that a step-N/ holds besides the model. Only the last one does: it is twice as large as the model."""
-KEPT = re.compile(r"best|final|step-(0|[1-9]\d*)")
-LEFT = re.compile(r"\.(?P<name>best|final|step-\d+|train_gold)\.(?P<part>new|old|gone)")
+TRAINER_STATE = re.compile(r"(optimizer|scheduler|scaler|rng_state(_\d+)?)\.(pt|pth)|trainer_state\.json")
+"""What a step-N/ of `train_sft` holds besides that: the files of transformers' Trainer."""
+STAGING = ".checkpoint.new"
+"""Where the Trainer writes a checkpoint before it gets its name."""
+KEPT = re.compile(r"best|final|gguf|step-(0|[1-9]\d*)")
+LEFT = re.compile(r"\.(?P<name>best|final|gguf|checkpoint|step-\d+|train_gold|train_sft)\.(?P<part>new|old|gone)")
 
 
 def put_folder(target: Path, write: Callable[[Path], None]) -> None:
@@ -105,7 +109,7 @@ def load_state(folder: Path) -> dict[str, Any]:
     except Exception as error:  # a damaged file may raise nearly anything
         raise UsageError(
             f"{path} cannot be read ({reason(error)}), so the run cannot go on from it. Begin anew with --overwrite; "
-            f"to begin with the weights in {folder}, name a copy of it as --student."
+            f"to begin with the weights in {folder}, name a copy of it as the model of a new run."
         ) from None
 
 
@@ -113,7 +117,9 @@ def drop_states(folder: Path, but: int) -> None:
     """Remove the training states of all steps but one; their models stay. Raises OSError."""
     for step in steps(folder):
         if step != but:
-            (folder / f"step-{step}" / STATE).unlink(missing_ok=True)
+            for path in (folder / f"step-{step}").iterdir():
+                if path.name == STATE or TRAINER_STATE.fullmatch(path.name):
+                    path.unlink()
 
 
 def reason(error: BaseException) -> str:
@@ -123,6 +129,8 @@ def reason(error: BaseException) -> str:
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror
         cause = cause.__cause__ or cause.__context__
+    if any(word in str(error) for word in ("unexpected pos", "iostream error", "PytorchStreamWriter")):
+        return "it could not be written to its end: the disk may be full"  # torch.save does not tell
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 

@@ -4,8 +4,9 @@ run.json                options with their origins, versions, hash of the data, 
 metrics.jsonl           events, a line each          samples.jsonl       answers of the student
 step-N/                 the model after step N; in the last one also training_state.pt, from which a run goes on
 best/, final/           models                       best_metrics.json   why best/ is the best
+gguf/                   the best model for llama.cpp and Ollama, with --export gguf
 trained_on.txt          hashes of the prompts        held_out.jsonl      the rows that were held out
-curves.png              drawn by `curves`            train_gold/         written by the tracker tensorboard
+curves.png              drawn by `curves`            train_*/            written by the tracker tensorboard
 """
 
 import contextlib
@@ -13,12 +14,13 @@ import datetime
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ..commands.train_gold import TrainGold
+from ..commands.training import TrainingCommand
 from ..data.jsonlines import Journal, Row, cannot_write, lock
-from ..data.run import write_atomic, write_json
+from ..data.run import Run, write_atomic, write_json
 from ..errors import DistillError, InputError, StoppedEarly, UsageError
 from . import checkpoints
 from .ownership import BEST, FILES, METRICS, RUN, SAMPLES, TORN, TRACKED, check
@@ -36,7 +38,7 @@ class RunFolder:
     """
 
     def __init__(
-        self, options: TrainGold, origins: Mapping[str, str], identity: Mapping[str, Any], handle: int, made: bool
+        self, options: TrainingCommand, origins: Mapping[str, str], identity: Mapping[str, Any], handle: int, made: bool
     ) -> None:
         """For `open`. handle: of the locked file. made: whether the folder was made just now."""
         self.path = options.output
@@ -50,7 +52,7 @@ class RunFolder:
 
     @classmethod
     def open(
-        cls, options: TrainGold, origins: Mapping[str, str], identity: Mapping[str, Any] | None = None
+        cls, options: TrainingCommand, origins: Mapping[str, str], identity: Mapping[str, Any] | None = None
     ) -> "RunFolder":
         """Hold the folder of a run that may begin in it.
 
@@ -84,15 +86,20 @@ class RunFolder:
         self._before = before
         if before is None or not self._options.resume:
             return
-        if lines := differences(before, self._record):
+        if lines := differences(type(self._options), before, self._record):
             raise UsageError(
                 f"the run in {self.path} was begun with other options, and its result would be another:\n  "
                 + "\n  ".join(lines)
                 + f"\nGive --resume the options of {self.path / RUN}, or begin anew with --overwrite "
                 "or another --output."
             )
-        if lines := rounding(before, self._record):
+        if lines := rounding(type(self._options), before, self._record):
             self.notes.append(f"since the run began, {'; '.join(lines)}: the last digits of its result may differ")
+
+    def identify(self, **more: Any) -> None:
+        """Note what else the result depends on, and is known only after `open`. Raises UsageError as `open` does."""
+        self._record["identity"] |= more
+        self._compare(self._before)
 
     @property
     def finished(self) -> bool:
@@ -102,6 +109,11 @@ class RunFolder:
     def final_step(self) -> int:
         """The step of final/, where the run here has come to its end; else 0."""
         return int((self._before or {}).get("final_step", 0))
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What `finish` was told of the run here, where it has come to its end."""
+        return dict((self._before or {}).get("result", {}))
 
     @property
     def last_checkpoint(self) -> Path | None:
@@ -131,7 +143,9 @@ class RunFolder:
                     write_atomic(self.path / name, contents)
         except OSError as error:
             raise UsageError(cannot_write(self.path, error)) from None
-        self._events, self._samples = self._journal(METRICS), self._journal(SAMPLES)
+        self._events = self._journal(METRICS)
+        if (self.path / SAMPLES).exists():  # to be cut back; else there may never be a sample
+            self._samples = self._journal(SAMPLES)
 
     def _go_on(self) -> None:
         """Mend what a killed run left, and find the step from which to go on."""
@@ -145,7 +159,11 @@ class RunFolder:
         self.start_step = int(found.name.removeprefix("step-")) if found else 0
         if found is None and not self.finished:
             self.notes.append(f"{self.path} holds no checkpoint yet: the run begins again at its first step")
-        again = {"step": self.start_step, "time": utc_now(), "changed": rounding(self._before, self._record)}
+        again = {
+            "step": self.start_step,
+            "time": utc_now(),
+            "changed": rounding(type(self._options), self._before, self._record),
+        }
         resumed = [*self._before.get("resumed", []), again]
         self._record = self._before if self.finished else {**self._before, "status": "running", "resumed": resumed}
 
@@ -153,7 +171,7 @@ class RunFolder:
         """Remove the run that was here. run.json stays until another takes its place: it tells whose folder this is."""
         self._remove_torn()
         checkpoints.mend(self.path)
-        for name in [*(f"step-{step}" for step in checkpoints.steps(self.path)), "best", "final", TRACKED]:
+        for name in [*(f"step-{step}" for step in checkpoints.steps(self.path)), "best", "final", "gguf", *TRACKED]:
             if (self.path / name).exists():
                 checkpoints.discard(self.path / name)
         for name in FILES:
@@ -219,6 +237,8 @@ class RunFolder:
 
     def sample(self, *, step: int, **fields: Any) -> None:
         """A line in samples.jsonl. Raises StoppedEarly when the disk is full."""
+        if self._samples is None:
+            self._samples = self._journal(SAMPLES)
         self._append(self._samples, {"step": step, **fields})
 
     def _append(self, journal: Journal | None, row: Row) -> None:
@@ -258,12 +278,22 @@ class RunFolder:
             raise StoppedEarly(f"{cannot_write(self.path, error)} {self._kept()}") from None
         return target
 
+    def drop_checkpoints(self, but: int | None = None) -> None:
+        """Remove every step-N/, or all but one. Raises StoppedEarly."""
+        try:
+            for step in checkpoints.steps(self.path):
+                if step != but:
+                    checkpoints.discard(self.path / f"step-{step}")
+        except OSError as error:
+            raise StoppedEarly(f"{cannot_write(self.path, error)} {self._kept()}") from None
+
     def best(self, step: int, save_model: SaveModel, metrics: Mapping[str, float]) -> None:
         """Replace best/, and say in best_metrics.json by which measure. Raises StoppedEarly; best/ is whole then."""
+        metric, mode = self._options.best_by
         about = {
-            "metric": self._options.monitor,
-            "mode": "max" if self._options.higher_is_better else "min",
-            "value": metrics.get(self._options.monitor),
+            "metric": metric,
+            "mode": mode,
+            "value": metrics.get(metric),
             "step": step,
             "timestamp": utc_now(),
         }
@@ -296,6 +326,20 @@ class RunFolder:
         last = self.last_checkpoint
         there = f"{last} is whole" if last else "No checkpoint was saved before it"
         return f"{there}. When that is mended, the same command with --resume goes on."
+
+
+def open_folder(
+    options: TrainingCommand, run: Run, processes: int, stack: ExitStack, ended_is_well: bool = False
+) -> RunFolder:
+    """The folder of a run, held until `stack` is closed. For process 0. Raises UsageError as `RunFolder.open` does, and
+    when --resume has nothing to do, unless `ended_is_well`."""
+    folder = RunFolder.open(options, run.origins, {"processes": processes})
+    stack.callback(folder.close)
+    if folder.finished and not ended_is_well:
+        raise UsageError(
+            f"the run in {options.output} has come to its end (step {folder.final_step}); there is nothing to resume."
+        )
+    return folder
 
 
 def utc_now() -> str:

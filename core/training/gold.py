@@ -13,7 +13,7 @@ from ..data.prompts import check_source
 from ..data.run import Run
 from ..errors import UsageError
 from ..teachers.scorer import Scorer, open_scorer
-from .folder import RunFolder
+from .folder import open_folder
 from .job import Job
 from .learner import Learner
 from .order import Order
@@ -43,8 +43,8 @@ def _train(options: TrainGold, run: Run, world: World, stack: ExitStack) -> Gold
     # What can be refused at once, then both models, the data as they read it, and what the student will learn from.
     world.on_main(lambda: check_source(options.data))
     scorer = open_teacher(options, world, note)
-    folder = None if options.dry_run else world.on_main(lambda: open_folder(options, run, world, stack))
-    student = load_student(options, world.device, note)
+    folder = None if options.dry_run else world.on_main(lambda: open_folder(options, run, world.count, stack))
+    student = load_student(options, world.device, note, freeze_embeddings=options.freeze_embeddings)
     signal = None
     if scorer is not None:
         stack.callback(scorer.close)
@@ -122,15 +122,3 @@ def same_model(student: str, teacher: str) -> bool:
     """Whether two names stand for one model."""
     paths = [Path(name).expanduser().resolve() for name in (student, teacher)]
     return student == teacher or (paths[0] == paths[1] and paths[0].exists())
-
-
-def open_folder(options: TrainGold, run: Run, world: World, stack: ExitStack) -> RunFolder:
-    """The run's folder, held until the run ends. For process 0. Raises UsageError as `RunFolder.open` does, and when
-    --resume has nothing to do."""
-    folder = RunFolder.open(options, run.origins, {"processes": world.count})
-    stack.callback(folder.close)
-    if folder.finished:
-        raise UsageError(
-            f"the run in {options.output} has come to its end (step {folder.final_step}); there is nothing to resume."
-        )
-    return folder

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, GenerationConfig
+from transformers import GenerationConfig
 
 from ..commands.make_student import Layer, MakeStudent, Measured, Stage, StudentMade, Vocabulary
 from ..data.corpus import Passage, built_in, own, spread
@@ -20,7 +20,7 @@ from ..data.run import Run
 from ..distillation.chat import ChatSide
 from ..distillation.token_bytes import TokenBytes
 from ..errors import StoppedEarly, UsageError
-from ..teachers.hf_model import hf_folder, load_model
+from ..teachers.hf_model import hf_folder, load_config, load_model
 from ..teachers.locate import locate
 from ..teachers.tokenizer_loading import find, read
 from .pruning import Influence, choose, keep
@@ -81,7 +81,7 @@ def make(options: MakeStudent, run: Run) -> StudentMade:
 
     if output is not None:
         run.stop.check()
-        stored = AutoConfig.from_pretrained(folder).dtype or torch.float32
+        stored = load_config(folder).dtype or torch.float32
         for weight in model.parameters():  # not the buffers: rotary frequencies stay in float32
             weight.data = weight.data.to(stored)
         save(model, tokenizer, output)

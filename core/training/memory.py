@@ -78,7 +78,7 @@ def memory_estimate(
     micro = min(rows, options.micro_batch_size)
     draws = bool(options.lambda_kd) and any(may_be_own(sample, options) for sample in samples.train)
     longest, longest_answer = _longest(samples.train, options)
-    number = 2 if (computation_dtype(options, device) == torch.bfloat16) else 4
+    number = 2 if (computation_dtype(options.student_dtype, device) == torch.bfloat16) else 4
 
     weights = sum(each.numel() * each.element_size() for each in model.parameters())
     if number == 2 and not student.lora:

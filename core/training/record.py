@@ -12,30 +12,18 @@ import orjson
 
 from .. import __version__
 from ..commands.base import flag
-from ..commands.train_gold import TrainGold
+from ..commands.training import TrainingCommand
 
-COMMAND = "train_gold"
 Record = dict[str, Any]
 
-WITHOUT_EFFECT = frozenset(
-    {"output", "resume", "overwrite", "dry_run", "save_every", "sample_every", "track", "teacher_batch_size"}
-)
-"""Options that do not change what a run learns."""
-ROUNDING = ("device", "threads", "micro_batch_size")
-"""Options that change it by rounding alone."""
-WHY = {
-    "max_steps": "the learning rate follows it from the first step on: to train longer, begin a new run with best/ "
-    "or final/ as --student (with --lora, written with --merge)",
-}
 
-
-def begin_record(options: TrainGold, origins: Mapping[str, str], identity: Mapping[str, Any]) -> Record:
+def begin_record(options: TrainingCommand, origins: Mapping[str, str], identity: Mapping[str, Any]) -> Record:
     """A new run.json, as JSON holds it.
 
     identity: what the result depends on besides the options and the data, by name (the number of processes, ...).
     """
     record = {
-        "command": COMMAND,
+        "command": options.name,
         "status": "running",
         "options": options.model_dump(mode="json"),
         "origins": dict(origins),
@@ -48,17 +36,17 @@ def begin_record(options: TrainGold, origins: Mapping[str, str], identity: Mappi
     return orjson.loads(orjson.dumps(record, default=str))
 
 
-def read_record(path: Path) -> Record | None:
-    """The run.json of an earlier run; None where there is none, or somebody else's."""
+def read_record(path: Path, command: str) -> Record | None:
+    """The run.json of an earlier run of a command; None where there is none, or somebody else's."""
     try:
         found = orjson.loads(path.read_bytes())
     except (OSError, orjson.JSONDecodeError):
         return None
-    ours = isinstance(found, dict) and found.get("command") == COMMAND
+    ours = isinstance(found, dict) and found.get("command") == command
     return found if ours and all(isinstance(found.get(key), dict) for key in ("options", "identity")) else None
 
 
-def differences(before: Record, now: Record) -> list[str]:
+def differences(command: type[TrainingCommand], before: Record, now: Record) -> list[str]:
     """What differs between two records such that the result would, a line each: was and is."""
     lines: list[str] = []
     hashes = before.get("data_sha256"), now["data_sha256"]  # the same data may have moved
@@ -68,20 +56,20 @@ def differences(before: Record, now: Record) -> list[str]:
             if hashes[0] != hashes[1]:
                 was, now_is = (str(each)[:12] for each in hashes)
                 lines.append(f"--data {value}: its content has changed (sha256 was {was}..., is {now_is}...)")
-        elif not same and name not in WITHOUT_EFFECT and name not in ROUNDING:
-            why = f" ({WHY[name]})" if name in WHY else ""
+        elif not same and name not in command.without_effect and name not in command.rounding:
+            why = f" ({command.why[name]})" if name in command.why else ""
             lines.append(f"{flag(name)}: was {shown(before['options'].get(name))}, is {shown(value)}{why}")
-    for name in sorted({*before["identity"], *now["identity"]}):
+    for name in sorted(now["identity"]):  # what else the earlier run was may not be known yet
         was, now_is = before["identity"].get(name), now["identity"].get(name)
         if was != now_is:
             lines.append(f"{name}: was {shown(was)}, is {shown(now_is)}")
     return lines
 
 
-def rounding(before: Record, now: Record) -> list[str]:
+def rounding(command: type[TrainingCommand], before: Record, now: Record) -> list[str]:
     """What differs such that the result may differ in its last digits, a line each."""
     versions_before = before.get("versions") or {}
-    pairs = [(flag(name), before["options"].get(name), now["options"][name]) for name in ROUNDING]
+    pairs = [(flag(name), before["options"].get(name), now["options"][name]) for name in command.rounding]
     pairs += [(name, versions_before.get(name), version) for name, version in now["versions"].items()]
     return [f"{name} was {shown(was)}, is {shown(now_is)}" for name, was, now_is in pairs if was != now_is]
 
@@ -105,7 +93,7 @@ def sha256(data: str) -> str | None:
 def versions() -> dict[str, str | None]:
     """Of what computes; None for a package that is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version(), "distill": __version__}
-    for name in ("torch", "transformers", "accelerate", "peft", "llama-cpp-python"):
+    for name in ("torch", "transformers", "accelerate", "peft", "trl", "llama-cpp-python"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

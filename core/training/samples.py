@@ -144,15 +144,20 @@ def hold_out(samples: Sequence[Sample], fraction: float, most: int, seed: int) -
     round(fraction x prompts) are held out, at least 1, at most `most` and never all, those with the smallest hash of
     seed and prompt: further rows move few others to the other side. Of their samples `most` are kept.
     """
-    groups: dict[str, list[int]] = {}
-    for place, sample in enumerate(samples):
-        groups.setdefault(opening(sample.messages), []).append(place)
-    count = min(max(1, round(len(groups) * fraction)), most, len(groups) - 1) if fraction > 0 else 0
-    chosen = sorted(groups, key=lambda group: work_key([seed, group]))[:count]
-    held = [place for group in chosen for place in groups[group]]
+    held = held_out_places([opening(sample.messages) for sample in samples], fraction, most, seed)
     out = set(held)
     train = [sample for place, sample in enumerate(samples) if place not in out]
     return train, [samples[place] for place in sorted(held[:most])]
+
+
+def held_out_places(openings: Sequence[str], fraction: float, most: int, seed: int) -> list[int]:
+    """The places of what `hold_out` holds out, group after group. openings: `opening` of each."""
+    groups: dict[str, list[int]] = {}
+    for place, group in enumerate(openings):
+        groups.setdefault(group, []).append(place)
+    count = min(max(1, round(len(groups) * fraction)), most, len(groups) - 1) if fraction > 0 else 0
+    chosen = sorted(groups, key=lambda group: work_key([seed, group]))[:count]
+    return [place for group in chosen for place in groups[group]]
 
 
 def opening(messages: Sequence[Message]) -> str:

@@ -6,11 +6,12 @@
 Trained weights are float32, whatever the computation is in; that comes from an autocast context of the caller's.
 """
 
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import transformers
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 from transformers.pytorch_utils import Conv1D
 
-from ..commands.train_gold import TrainGold
 from ..distillation.chat import CHATML, ChatSide
 from ..distillation.output_head import OutputHead
 from ..errors import UsageError
@@ -27,11 +27,35 @@ from ..teachers.hf import located
 from ..teachers.hf_states import completion_states, head_of
 from ..teachers.locate import is_local
 
+ALL_LINEAR = ["all-linear"]
 PLAIN_TEMPLATE = (
     "{{ bos_token or '' }}{% for m in messages %}### {{ m.role | capitalize }}:\n{{ m.content }}\n\n{% endfor %}"
     "{% if add_generation_prompt %}### Assistant:\n{% endif %}"
 )
 """What `ChatSide` writes for a tokenizer that has neither a chat template nor ChatML's tokens."""
+
+
+class StudentOptions(Protocol):
+    """What decides which weights are trained, and in what numbers."""
+
+    @property
+    def student(self) -> str: ...
+    @property
+    def student_dtype(self) -> str: ...
+    @property
+    def gradient_checkpointing(self) -> bool: ...
+    @property
+    def lora(self) -> bool: ...
+    @property
+    def lora_rank(self) -> int: ...
+    @property
+    def lora_alpha(self) -> int: ...
+    @property
+    def lora_dropout(self) -> float: ...
+    @property
+    def lora_targets(self) -> list[str]: ...
+    @property
+    def seed(self) -> int: ...
 
 
 @dataclass(eq=False)
@@ -42,7 +66,8 @@ class Student:
     model: a transformers model, or with LoRA a PEFT model around it.   tokenizer: as its folder has it.
     side: its tokenizer as a side of a conversation.   head: its output layer, sharing its weights.
     width: number of logits.   context_tokens: most tokens of a prompt and an answer together; None when unknown.
-    parameters: of the model without an adapter.   trainable: how many numbers are trained.
+    parameters: of the model without an adapter; its weights are held in 4 bits if `in_4bit`.
+    trainable: how many numbers are trained.
     generation: the generation config that is saved with it; its end tokens include those of `side`.
     """
 
@@ -58,6 +83,7 @@ class Student:
     trainable: int
     lora: bool
     generation: GenerationConfig
+    in_4bit: bool = False
 
     @property
     def network(self) -> Any:
@@ -88,6 +114,8 @@ class Student:
         """
         if not self.lora:
             self.model.save_pretrained(folder)
+        elif merge and self.in_4bit:
+            save_merged_original(self.model, self.folder, folder)
         elif merge:
             self.network.save_pretrained(folder, state_dict=merged_weights(self.network))
         else:
@@ -102,38 +130,63 @@ class Student:
             self.tokenizer.chat_template = own
 
 
-def load_student(options: TrainGold, device: torch.device, note: Callable[[str], None]) -> Student:
-    """The options' student on `device`, in evaluation mode, with the weights that are to be trained in float32.
+def find_student(options: StudentOptions, note: Callable[[str], None]) -> Path:
+    """The folder of the options' student, converted from GGUF or taken from the Hub where need be.
 
-    note: tells the user about conversions and fallbacks. Raises UsageError for what cannot be trained.
+    Raises UsageError for what is not there, and for an adapter.
     """
     if (Path(options.student).expanduser() / "adapter_config.json").is_file():
         raise UsageError(
-            f"{options.student} is a LoRA adapter, and a student is a whole model. Merge it first (train_gold does so "
+            f"{options.student} is a LoRA adapter, and a student is a whole model. Merge it first (training does so "
             "with --merge, PEFT with merge_and_unload), and give the merged folder."
         )
     transformers.utils.logging.disable_progress_bar()
-    folder = hf_model.hf_folder(located(options.student, attention="sdpa", load_in_4bit=False), note)
-    tokenizer = hf_model.load_tokenizer(folder, chat=False)
+    return hf_model.hf_folder(located(options.student, attention="sdpa", load_in_4bit=False), note)
+
+
+def load_student(
+    options: StudentOptions,
+    device: torch.device,
+    note: Callable[[str], None],
+    *,
+    tokenizer: Any = None,
+    attention: str = "sdpa",
+    in_4bit: bool = False,
+    dropout: bool = False,
+    freeze_embeddings: bool = False,
+) -> Student:
+    """The options' student on `device`, in evaluation mode, with the weights that are to be trained in float32.
+
+    note: tells the user about conversions and fallbacks.   tokenizer: instead of the folder's own.
+    in_4bit: of the weights that an adapter leaves as they are.   dropout: keep that of the model's configuration.
+    freeze_embeddings: do not train them, nor an output layer tied to them.
+
+    Raises UsageError for what cannot be trained.
+    """
+    folder = find_student(options, note)
+    tokenizer = tokenizer or hf_model.load_tokenizer(folder, chat=False)
     side = ChatSide(tokenizer)
     if side.note:
         note(side.note)
-    dtype = computation_dtype(options, device) if options.lora else torch.float32
+    dtype = computation_dtype(options.student_dtype, device) if options.lora else torch.float32
     network = hf_model.load_model(
         folder,
         dtype=str(dtype).removeprefix("torch."),
         device_map=str(device),
-        attention="sdpa",
-        load_in_4bit=False,
+        attention=attention,
+        load_in_4bit=in_4bit,
     )
-    if getattr(network, "is_quantized", False):
+    if getattr(network, "is_quantized", False) and not in_4bit:
         raise UsageError(f"{options.student} has quantised weights, which cannot be trained. Take its original model.")
     generation = own_generation(folder, network, side)
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    without_dropout(network)
+    if not dropout:
+        without_dropout(network)
+    if in_4bit:
+        network = ready_for_adapter(network)
     if options.gradient_checkpointing:
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if options.freeze_embeddings:  # the output layer has the same parameter where it is tied
+    if freeze_embeddings:  # the output layer has the same parameter where it is tied
         network.get_input_embeddings().requires_grad_(False)
     model = with_adapter(network, options) if options.lora else network
     head = head_of(network, options.student)
@@ -145,18 +198,24 @@ def load_student(options: TrainGold, device: torch.device, note: Callable[[str],
         side=side,
         head=head,
         width=head.width,
-        context_tokens=getattr(network.config.get_text_config(), "max_position_embeddings", None),
+        context_tokens=context_of(network.config),
         parameters=parameters,
         trainable=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         lora=options.lora,
         generation=generation,
+        in_4bit=in_4bit,
     )
 
 
-def computation_dtype(options: TrainGold, device: torch.device) -> torch.dtype:
+def context_of(config: Any) -> int | None:
+    """Most tokens that a model reads, by its configuration; None where that does not say."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def computation_dtype(asked: str, device: torch.device) -> torch.dtype:
     """The number format of --student-dtype; auto is bfloat16 where CUDA has it, else float32."""
-    if options.student_dtype != "auto":
-        return getattr(torch, options.student_dtype)
+    if asked != "auto":
+        return getattr(torch, asked)
     return (
         torch.bfloat16
         if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -199,20 +258,21 @@ def without_dropout(network: nn.Module) -> None:
 # ---- LoRA ----------------------------------------------------------------------------------------------------------
 
 
-def with_adapter(network: Any, options: TrainGold) -> Any:
+def with_adapter(network: Any, options: StudentOptions) -> Any:
     """A PEFT model around the network: its weights frozen, an adapter in float32 in every target layer.
 
-    Raises UsageError for a target that is the name of no linear layer.
+    The target all-linear is every linear layer but the output layer. Raises UsageError for a target that names none.
     """
     import peft  # only here: it takes a second to import
 
     output = network.get_output_embeddings()
     layers = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear | Conv1D)]
     inner = [name for name in layers if network.get_submodule(name) is not output]
+    targets = list(options.lora_targets)
     unknown = [
         target
-        for target in options.lora_targets
-        if not any(name == target or name.endswith(f".{target}") for name in inner)
+        for target in targets
+        if targets != ALL_LINEAR and not any(name == target or name.endswith(f".{target}") for name in inner)
     ]
     if unknown:
         kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in inner))
@@ -225,7 +285,7 @@ def with_adapter(network: Any, options: TrainGold) -> Any:
         r=options.lora_rank,
         lora_alpha=options.lora_alpha,
         lora_dropout=options.lora_dropout,
-        target_modules=list(options.lora_targets),
+        target_modules=ALL_LINEAR[0] if targets == ALL_LINEAR else targets,
         fan_in_fan_out=any(isinstance(network.get_submodule(name), Conv1D) for name in inner),
     )
     drawn_on = [network.device] if network.device.type == "cuda" else []
@@ -238,6 +298,24 @@ def with_adapter(network: Any, options: TrainGold) -> Any:
     base = str(Path(network.name_or_path).resolve()) if is_local(options.student) else options.student
     model.peft_config["default"].base_model_name_or_path = base
     return model
+
+
+def ready_for_adapter(network: Any) -> Any:
+    """A 4-bit network, prepared as QLoRA has it (arXiv:2305.14314): frozen, its norms in float32."""
+    import peft
+
+    return peft.prepare_model_for_kbit_training(network, use_gradient_checkpointing=False)
+
+
+def save_merged_original(model: Any, original: Path, folder: Path) -> None:
+    """Write the adapter of a 4-bit model merged into the weights that these 4 bits were made of."""
+    import peft
+
+    with tempfile.TemporaryDirectory(prefix="distill-") as adapter:
+        model.save_pretrained(adapter, save_embedding_layers=False)
+        whole = hf_model.load_model(original, dtype="bfloat16", device_map="cpu", attention="sdpa", load_in_4bit=False)
+        merged: Any = peft.PeftModel.from_pretrained(whole, adapter)
+        merged.merge_and_unload().save_pretrained(folder)
 
 
 def merged_weights(network: Any) -> dict[str, Tensor]:

@@ -5,10 +5,12 @@ the same number of backward passes (one may have run out of memory and halved it
 train), and a sum over processes divided by the global count is the very sum that one process would have made.
 """
 
+import os
 import resource
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -18,13 +20,34 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from torch.nn import Parameter
 
-from ..commands.train_gold import TrainGold
+from ..commands.training import TrainingCommand
 from ..data.tracking import check_tracker, plain, project_of
 from ..distillation.terms import sum_dtype
 from ..errors import DistillError, Elsewhere, UsageError
 from .student import computation_dtype
 
 T = TypeVar("T")
+
+
+PATIENCE = timedelta(hours=12)
+"""How long processes wait for the first one, which merges, saves and exports alone."""
+SHARDED = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}
+"""What `accelerate launch` sets in the environment -> what it stands for."""
+
+
+def refuse_sharding() -> None:
+    """Raises UsageError where `accelerate launch` is to spread a model over processes."""
+    for variable, name in SHARDED.items():
+        if os.environ.get(variable, "").lower() in ("true", "1"):
+            raise UsageError(
+                f"accelerate is configured for {name}, and here each process trains the whole student. Launch with "
+                "--multi_gpu (accelerate launch --multi_gpu --num_processes N ...); where memory is short, train an "
+                "adapter (LoRA), with --gradient-checkpointing."
+            )
 
 
 class World:
@@ -36,18 +59,19 @@ class World:
     Raises UsageError for a device that is not there.
     """
 
-    def __init__(self, options: TrainGold) -> None:
+    def __init__(self, options: TrainingCommand) -> None:
         self.options = options
         there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         if not there.get(options.device, True):
             raise UsageError(f"--device {options.device}: this machine has none that torch can use. Try --device auto.")
+        refuse_sharding()
         check_tracker(options.track)
         if options.threads:
             torch.set_num_threads(options.threads)
         # Accelerate remembers the precision of an earlier run in this process, and refuses another.
         AcceleratorState._reset_state(reset_partial_state=not dist.is_initialized())
-        device = PartialState(cpu=options.device == "cpu").device or torch.device("cpu")
-        self.mixed = computation_dtype(options, device) == torch.bfloat16
+        device = PartialState(cpu=options.device == "cpu", timeout=PATIENCE).device or torch.device("cpu")
+        self.mixed = computation_dtype(options.student_dtype, device) == torch.bfloat16
         self.accelerator = Accelerator(
             cpu=options.device == "cpu",
             mixed_precision="bf16" if self.mixed else "no",

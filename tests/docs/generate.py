@@ -15,7 +15,7 @@ from typing import Any, get_args
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from core.cli import GENERAL, GENERAL_OPTIONS
+from core.cli import GENERAL, general_options
 from core.commands import Command, load
 from core.commands.base import choices, flag
 
@@ -41,7 +41,7 @@ def tables(name: str) -> str:
     for group, members in groupby(fields, key=lambda item: model.option(item[0]).group):
         rows = [row(model, field, info) for field, info in members]
         parts.append(table(group, rows))
-    parts.append(table(GENERAL, general()))
+    parts.append(table(GENERAL, general(model)))
     return "\n" + "\n".join(parts) + "\n"
 
 
@@ -72,10 +72,10 @@ def default_of(info: FieldInfo) -> str:
     return f"`{','.join(value) if isinstance(value, list) else value}`"
 
 
-def general() -> list[tuple[str, str, str]]:
-    """The options that every command has."""
+def general(model: type[Command]) -> list[tuple[str, str, str]]:
+    """The options that a command has in common with all others."""
     rows: list[tuple[str, str, str]] = []
-    for field, kind, meaning in GENERAL_OPTIONS:
+    for field, kind, meaning in general_options(model):
         allowed = choices(FieldInfo(annotation=kind))
         if allowed:
             meaning += " One of " + ", ".join(f"`{value}`" for value in allowed) + "."

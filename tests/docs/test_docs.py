@@ -17,6 +17,7 @@ import pytest
 from core.cli import parse
 from core.commands import COMMANDS, load
 from core.commands.base import flag
+from core.commands.project_config import read_project
 from core.commands.resolve import resolve
 from core.data.prompts import Prompt, PromptOptions, open_prompts
 from tests.docs.generate import ROOT, default_of, main
@@ -74,6 +75,13 @@ def script_arguments(words: list[str], folder: Path) -> tuple[str, list[str]] | 
     return script.stem, [re.sub(r"\$\(\(.*?\)\)|\$\w+", "1", word) for word in words[2:]]
 
 
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in a folder that holds a config.yml, as users of `train_sft` do."""
+    (tmp_path / "config.yml").write_text(blocks(ROOT / "skills/off-policy/SKILL.md", "yaml")[0], encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+
+
 def check_options(command: str, arguments: list[str]) -> None:
     """Raises UsageError for a flag or a value that the command would refuse. What must be given, and may be in `.env`,
     counts as given there."""
@@ -85,6 +93,7 @@ def check_options(command: str, arguments: list[str]) -> None:
         resolve(model, {key: value for key, value in given.items() if key in model.model_fields}, {}, in_dotenv)
 
 
+@pytest.mark.usefixtures("project")
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_command_in_the_docs_exists_and_takes_its_flags(page: Path):
     for block in blocks(page, "bash"):
@@ -108,6 +117,7 @@ def test_a_wrong_flag_in_the_docs_would_be_found():
         check_options(*ours)
 
 
+@pytest.mark.usefixtures("project")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_examples_in_help_parse(command: str):
     for example in load(command).examples:
@@ -150,6 +160,15 @@ def test_every_default_in_the_short_table_is_the_real_one(skill: str, command: s
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_project_file_in_the_docs_is_one(page: Path, tmp_path: Path):
+    for number, block in enumerate(each for each in blocks(page, "yaml") if "dataset_type" in each):
+        path = tmp_path / f"config{number}.yml"
+        path.write_text(block, encoding="utf-8")
+        found = [str(finding) for finding in read_project(path).findings if finding.level in ("error", "warning")]
+        assert found == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_python_in_the_docs_is_python(page: Path):
     for block in blocks(page, "python"):
         compile(block, str(page), "exec")
@@ -160,10 +179,15 @@ def test_python_in_the_docs_is_python(page: Path):
 CREDENTIALS = {"OPENROUTER_API_KEY", "OPENAI_API_KEY", "NVIDIA_API_KEY"}
 EXAMPLE = (ROOT / ".env.example").read_text(encoding="utf-8")
 ENVIRONMENT = ROOT / "skills/on-policy/references/environment.md"
+REFERENCES = {
+    "train_gold": ENVIRONMENT,
+    "evaluate": ENVIRONMENT,
+    "train_sft": ROOT / "skills/off-policy/references/training.md",
+}
 PATHS = {"DATA_PATH": "train.jsonl", "OUTPUT_DIR": "runs/gold"}
 
 
-READERS = {"train_gold": PATHS, "evaluate": {"KD_MODEL_PATH": "runs/gold/best"}}
+READERS = {"train_gold": PATHS, "train_sft": {}, "evaluate": {"KD_MODEL_PATH": "runs/gold/best"}}
 """The commands that read keys, and those that they cannot do without."""
 
 
@@ -180,20 +204,33 @@ def test_the_example_of_env_has_every_key_once_and_no_other():
     assert set(re.findall(r"^([A-Z][A-Z0-9_]+)=", EXAMPLE, re.MULTILINE)) == CREDENTIALS
 
 
-def test_the_values_in_the_example_of_env_are_the_defaults():
-    model, keys = load("train_gold"), keys_of("train_gold")
-    values = dict(re.findall(r"^#([A-Z][A-Z0-9_]+)=(.*)$", EXAMPLE, re.MULTILINE))
+EXAMPLES = dict(re.findall(r"^#([A-Z][A-Z0-9_]+)=(.*)$", EXAMPLE, re.MULTILINE))
+
+
+@pytest.mark.parametrize(
+    ("command", "needed", "keys_with_defaults"),
+    [("train_gold", {"data": "train.jsonl", "output": "runs/gold"}, 26), ("train_sft", {"model": "smollm2"}, 8)],
+)
+def test_the_values_in_the_example_of_env_are_the_defaults(
+    command: str, needed: dict[str, str], keys_with_defaults: int
+):
+    model, keys = load(command), keys_of(command)
     shown = {
-        key: values[key]
+        key: EXAMPLES[key]
         for key, name in keys.items()
         if model.model_fields[name].default is not None and not key.endswith("_PATH")
     }
-    assert len(shown) > 25
-    resolve(load("evaluate"), {}, {key: values[key] for key in keys_of("evaluate")}, {})
-    changed = resolve(model, {}, shown, PATHS)[0].model_dump()
-    assert changed == resolve(model, {}, PATHS, {})[0].model_dump() | {"data": PATHS["DATA_PATH"]}
+    assert len(shown) >= keys_with_defaults
+    assert resolve(model, needed, shown, {})[0] == resolve(model, needed, {}, {})[0]
 
 
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize("command", READERS)
+def test_the_commands_take_every_value_in_the_example_of_env(command: str):
+    resolve(load(command), {}, {key: EXAMPLES[key] for key in keys_of(command)}, READERS[command])
+
+
+@pytest.mark.usefixtures("project")
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_block_for_env_in_the_docs_is_followed(page: Path):
     for block in blocks(page, "ini"):
@@ -203,14 +240,14 @@ def test_every_block_for_env_in_the_docs_is_followed(page: Path):
         resolve(load(command), {}, values, READERS[command])
 
 
-def test_the_reference_of_the_environment_names_every_key_with_its_option_or_the_reason():
-    text = ENVIRONMENT.read_text(encoding="utf-8")
-    rows = [line for line in text.splitlines() if line.startswith("| `")]
+def test_the_references_name_every_key_with_its_option_or_the_reason():
     for command in READERS:
+        text = REFERENCES[command].read_text(encoding="utf-8")
         section = text.partition(f"## Read by {command}")[2].partition("\n## ")[0].splitlines()
         for key, name in keys_of(command).items():
             (row,) = [line for line in section if line.startswith("| `") and f"`{key}`" in line.split("|")[1]]
             assert f"`{flag(name)}`" in row, key
+    rows = [line for line in ENVIRONMENT.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
     for key, reason in load("train_gold").ignored_env.items():
         (row,) = [line for line in rows if line.startswith(f"| `{key}` |")]
         assert reason.split(" in the ")[0] in row.replace("`", ""), key

@@ -1,7 +1,8 @@
 """Runs commands in forks of one Python that has imported what they need: processes of their own, to be killed at will,
 without seconds of imports each.
 
-Reads lines of JSON on stdin and answers each with one on stdout:
+Its one argument is the command that it has everything ready for. Reads lines of JSON on stdin and answers each with one
+on stdout:
     {"command", "argv", "folder", "environment", "out", "err", "file_bytes", "before"} -> {"pid"}
     {"wait": pid, "seconds"} -> {"code"}: as subprocess has it, null when it still runs
 
@@ -9,6 +10,7 @@ out, err: files.   file_bytes: longest file that it may write, or null.   before
 null.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -21,8 +23,12 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[2])  # not this folder, which has a tokenizers.py
 
 
+READY = {
+    "train_gold": ("core.training.job", "core.training.gold"),
+    "train_sft": ("core.training.sft_books", "core.training.sft", "core.training.sft_run"),
+}
+"""What the commands import for their work; the first module draws the curves."""
 LATER = (
-    "core.training.gold",
     "peft",
     "transformers.models.llama.modeling_llama",
     "cyclopts.core",
@@ -63,12 +69,14 @@ def wait(pid: int, seconds: float) -> int | None:
         time.sleep(0.01)
 
 
-def serve() -> None:
-    import core.training.job
-
-    core.training.job.draw_curves = lambda *_: None  # a second for each run
-    for module in LATER:
+def serve(command: str) -> None:
+    for module in (*READY[command], *LATER):
         importlib.import_module(module)
+    books: Any = sys.modules[READY[command][0]]
+    books.draw_curves = lambda *_: None  # a second for each run
+    # Half a second of regular expressions for the first model that a process loads.
+    importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("llama")
+    gc.freeze()  # the children's collections need not look at all of that again
     for line in sys.stdin:
         job = json.loads(line)
         if "wait" in job:
@@ -82,4 +90,4 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
-    serve()
+    serve(sys.argv[1])

@@ -1,4 +1,4 @@
-"""Tiny students and teachers, data for them, and `train_gold` as processes that may be killed."""
+"""Tiny students and teachers, data for them, and `train_gold` and `train_sft` as processes that may be killed."""
 
 import atexit
 import json
@@ -21,7 +21,9 @@ from tests.support.tiny_model import make_tiny_model
 
 OTHER_CORPUS = "Paris is the capital. Photosynthesis is how plants eat light, and France eats bread. " * 3
 QUICK = ("--max-new-tokens", "8", "--batch-size", "4", "--learning-rate", "1e-2", "--device", "cpu", "--threads", "1")
-"""Options of runs that take a second."""
+"""Options of runs of `train_gold` that take a second."""
+QUICK_SFT = ("--batch-size", "4", "--learning-rate", "1e-2", "--device", "cpu", "--threads", "1")
+"""Options of runs of `train_sft` that take a second."""
 
 
 @dataclass(frozen=True)
@@ -132,13 +134,14 @@ class Process:
 
 
 class ForkServer:
-    """tests/support/fork_server.py, whose docstring explains it."""
+    """tests/support/fork_server.py, whose docstring explains it, with all that a command imports."""
 
-    def __init__(self) -> None:
+    def __init__(self, command: str) -> None:
+        self.command = command
         single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         self._environment = {**environment(**single), "PYTHONWARNDEFAULTENCODING": ""}
         self._process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests/support/fork_server.py")],
+            [sys.executable, str(ROOT / "tests/support/fork_server.py"), command],
             env=self._environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -162,11 +165,11 @@ class ForkServer:
         before: str | None = None,
         variables: Mapping[str, str] | None = None,
     ) -> Process:
-        """`train_gold` in `folder`. file_bytes, before: see the server. variables: of its environment."""
+        """The server's command in `folder`. file_bytes, before: see the server. variables: of its environment."""
         self._count += 1
         out, err = folder / f".out{self._count}", folder / f".err{self._count}"
         job = {
-            "command": "train_gold",
+            "command": self.command,
             "argv": list(argv),
             "folder": str(folder),
             "environment": {**self._environment, **(variables or {})},
@@ -186,20 +189,25 @@ class ForkServer:
 
 
 @cache
-def fork_server() -> ForkServer:
-    """One for all tests, which ends with them."""
-    server = ForkServer()
+def fork_server(command: str = "train_gold") -> ForkServer:
+    """One for all tests of a command, which ends with them."""
+    server = ForkServer(command)
     atexit.register(server.stop)
     return server
 
 
 def options_of(models: Models, data: Path, output: Path, *more: str, quick: Sequence[str] = QUICK) -> list[str]:
-    """The flags of a quick run; `more` win."""
-    given = list(more)
-    for name, value in (("--student", models.student), ("--teacher", models.teacher)):
-        if name not in given:
-            given += [name, str(value)]
-    for name, value in zip(quick[::2], quick[1::2], strict=True):
-        if name not in given:
-            given += [name, value]
-    return ["--data", str(data), "--output", str(output), *given]
+    """The flags of a quick run of `train_gold`; `more` win."""
+    places = ("--student", str(models.student), "--teacher", str(models.teacher))
+    return ["--data", str(data), "--output", str(output), *with_others(more, (*places, *quick))]
+
+
+def sft_options(model: Path, data: Path, output: Path, *more: str) -> list[str]:
+    """The flags of a quick run of `train_sft`; `more` win."""
+    return ["--data", str(data), "--output", str(output), *with_others(more, ("--model", str(model), *QUICK_SFT))]
+
+
+def with_others(given: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Flags, and those of some others that they do not name already."""
+    missing = [pair for pair in zip(others[::2], others[1::2], strict=True) if pair[0] not in given]
+    return [*given, *(word for pair in missing for word in pair)]

@@ -18,7 +18,7 @@ def test_the_help_names_every_option_and_fits_the_terminal(
     for field in model.model_fields:
         shown = f"[{flag(field)}]" if model.option(field).positional else flag(field)
         assert f"  {shown}" in text, field
-    for general in ("--config PATH", "--json", "--progress NAME", "--events PATH", "--help, -h"):
+    for general in ("--config", "--json", "--progress NAME", "--events PATH", "--help, -h"):
         assert f"  {general}" in text
     free = (*model.examples, "Usage: ")  # commands are to be copied, so that they are never wrapped
     unwrapped = [line for line in text.splitlines() if not line.strip().startswith(free)]

@@ -59,10 +59,16 @@ def named(run: Path | None = None, role: Role = "student", place: str = "best") 
     return Named(role, role, "x", "hf", run and run / place, None, None, run, "0" * 32, info)
 
 
-def make_run(folder: Path, train: Sequence[Any], held_out: Sequence[Any] = (), student: str = "owner/name") -> Path:
+def make_run(
+    folder: Path,
+    train: Sequence[Any],
+    held_out: Sequence[Any] = (),
+    student: str = "owner/name",
+    command: str = "train_gold",
+) -> Path:
     """The folder of a finished run, as far as an evaluation reads it. train, held_out: rows with messages."""
     folder.mkdir()
-    record = {"command": "train_gold", "options": {"student": student}}
+    record = {"command": command, "options": {"model" if command == "train_sft" else "student": student}}
     (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
     (folder / "trained_on.txt").write_bytes(trained_on_text(row["messages"][:1] for row in train))
     if held_out:
@@ -145,9 +151,12 @@ def test_rows_that_were_trained_on_are_refused_with_the_first_three_places(tmp_p
         read([named(run)], seen, drop_trained=True)
 
 
-def test_what_the_run_before_was_trained_on_counts_too(tmp_path: Path) -> None:
-    first = make_run(tmp_path / "first", ROWS[:5], student=str(tmp_path / "second"))  # and round in a circle
-    second = make_run(tmp_path / "second", ROWS[5:8], ROWS[4:5] + ROWS[8:], student=str(first))
+@pytest.mark.parametrize("commands", [("train_gold", "train_gold"), ("train_sft", "train_gold")])
+def test_what_the_run_before_was_trained_on_counts_too(tmp_path: Path, commands: tuple[str, str]) -> None:
+    first = make_run(  # which began from the second: round in a circle
+        tmp_path / "first", ROWS[:5], student=str(tmp_path / "second"), command=commands[0]
+    )
+    second = make_run(tmp_path / "second", ROWS[5:8], ROWS[4:5] + ROWS[8:], str(first), commands[1])
     with pytest.raises(UsageError, match=r"1 of 1 rows .*first.* None is left"):
         read([named(second)], write_rows(tmp_path / "test.jsonl", ROWS[:1]))
     rows, notes = read([named(second, place="final")])

@@ -13,7 +13,7 @@ from core.commands.evaluate import Evaluate
 from core.errors import MissingKey, ModelNotFound, UsageError
 from core.evaluation.model_files import count_parameters, digest, template_hash, vocabulary_hash
 from core.evaluation.models import Named, computation, prompting_notes, resolve_models
-from core.evaluation.runs import begun_from, lost_beginning
+from core.evaluation.runs import begun_from, lost_beginning, run_of
 from tests.conftest import Generate
 from tests.support.running import Mock, questions, read_rows, write_rows
 from tests.support.tiny_model import make_tiny_model
@@ -134,6 +134,22 @@ def test_a_relative_beginning_is_seen_from_where_the_run_was_begun(
     (run / "run.json").write_text(json.dumps(record), encoding="utf-8")
     shutil.copytree(models.student, here / "small")
     assert resolve(student=str(run))[0].folder == Path("small")
+
+
+def test_a_run_of_train_sft_began_from_its_model(lora_run: Path, models: Models, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(lora_run, tmp_path / "run"))
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    record |= {"command": "train_sft", "options": {"model": str(models.student), "data": "train.jsonl"}}
+    (run / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    found = resolve(student=str(run))
+    assert [each.name for each in found] == ["baseline", "student"]
+    assert found[0].folder == models.student
+    cost = found[1].info.training
+    assert cost is not None
+    assert cost.folder == str(run)
+    record["command"] = "another"
+    (run / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    assert run_of(run / "best") is None
 
 
 def test_without_baseline_and_run_the_first_of_the_models_is_it(models: Models) -> None:

@@ -610,7 +610,7 @@ def test_the_script_says_in_words_what_it_did(folder: Path) -> None:
     assert done.returncode == 0
     assert "4 rows in train.jsonl, from 14 files" in done.stderr
     assert "  1 x ended in an error" in done.stderr
-    assert done.stderr.rstrip().endswith("Next: python scripts/show.py train.jsonl")
+    assert "\nNext: python scripts/show.py train.jsonl; train_sft.py" in done.stderr
 
 
 def test_every_reason_and_repair_has_words() -> None:

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +14,9 @@ from PIL import Image
 from core.plots.curves import (
     PAGE,
     PANELS,
+    SCREEN,
     Line,
+    _draw_panel,  # pyright: ignore[reportPrivateUsage]
     _limit,  # pyright: ignore[reportPrivateUsage]
     best_step,
     draw_curves,
@@ -25,8 +28,7 @@ from core.plots.curves import (
 )
 
 PNG = b"\x89PNG\r\n\x1a\n"
-LOSS = PANELS[0].lines[0]
-HELD_OUT = PANELS[0].lines[1]
+LOSS, HELD_OUT = next(panel for panel in PANELS if "ULD" in panel.axis).lines
 
 
 def step(number: int, loss: float | None = 1.0, **more: Any) -> dict[str, Any]:
@@ -56,6 +58,11 @@ def whole_val(number: int) -> dict[str, Any]:
         own_truncated=value,
         own_repetition=value / 2,
     )
+
+
+def sft_step(number: int) -> dict[str, Any]:
+    figures = {"learning_rate": 1e-4 / number, "grad_norm": 1.5, "rows": 8, "seconds": 2.0, "tokens_per_s": 50.0}
+    return step(number, 2.0 / number, **figures)
 
 
 def best(number: int) -> dict[str, Any]:
@@ -161,6 +168,28 @@ def test_without_validation_only_what_training_measures_is_shown():
 def test_training_without_a_teacher_shows_bits_per_byte_in_the_place_of_the_divergence():
     assert titles(step(1), val(1, val_bits_per_byte=0.7)) == ["Loss", "Bits per byte"]
     assert titles(step(1), val(1, val_bits_per_byte=0.7, val_kl=0.1)) == ["Loss", "Divergence from the teacher"]
+
+
+def test_a_run_of_sft_shows_its_loss_with_that_of_held_out_rows():
+    events = [val(0, val_loss=2.0, val_accuracy=0.5), sft_step(1), val(1, val_loss=1.5, val_accuracy=0.6)]
+    names = ["Loss", "Most probable token is the data's", "Gradient", "Learning rate", "Speed"]
+    assert titles(*events) == names
+    panel, lines = shown(events)[0]
+    assert panel.axis == "nats per trained token"  # and not a loss that may be a probability, as that of train_gold
+    assert [found for _, found in lines] == [([1.0], [2.0]), ([0.0, 1.0], [2.0, 1.5])]
+    assert titles(sft_step(1)) == [name for name in names if not name.startswith("Most")]
+
+
+def test_a_learning_rate_is_drawn_as_it_was_and_its_axis_has_room(tmp_path: Path):
+    from matplotlib.figure import Figure
+
+    events = [sft_step(number) for number in range(1, 41)]
+    (panel, lines) = next(each for each in shown(events) if each[0].title == "Learning rate")
+    axes = Figure().add_subplot()
+    _draw_panel(axes, panel, lines, None, SCREEN, 0.0)
+    (drawn,) = axes.get_lines()  # no running mean of 40 steps, which would make the warm-up longer than it was
+    assert np.asarray(drawn.get_ydata()).tolist() == [1e-4 / number for number in range(1, 41)]
+    assert axes.yaxis.get_major_formatter()(0.00008) == "8e-05"
 
 
 def test_a_measure_that_is_never_finite_has_no_panel():

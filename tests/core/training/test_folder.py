@@ -18,6 +18,8 @@ import pytest
 import torch
 
 from core.commands.train_gold import TrainGold
+from core.commands.train_sft import TrainSft
+from core.commands.training import TrainingCommand
 from core.errors import StoppedEarly, UsageError
 from core.training import record
 from core.training.checkpoints import STATE, load_state, mend, put_folder
@@ -34,8 +36,12 @@ def options(folder: Path, **more: Any) -> TrainGold:
     return TrainGold(output=folder / "run", data=str(folder / "train.jsonl"), **more)
 
 
+def sft(folder: Path, **more: Any) -> TrainSft:
+    return TrainSft(output=folder / "run", data=str(folder / "train.jsonl"), model="owner/name", **more)
+
+
 @contextmanager
-def opened(given: TrainGold, identity: dict[str, Any] | None = None) -> Iterator[RunFolder]:
+def opened(given: TrainingCommand, identity: dict[str, Any] | None = None) -> Iterator[RunFolder]:
     folder = RunFolder.open(given, {"output": "--output"}, identity)
     try:
         folder.begin()
@@ -254,6 +260,23 @@ def test_options_without_effect_on_the_result_may_differ_and_those_that_round_ar
     assert json.loads((run / "run.json").read_text())["resumed"][-1]["changed"][0] == "--threads was not given, is 2"
 
 
+def test_each_command_says_which_of_its_options_may_differ_and_what_best_is(place: Path) -> None:
+    with opened(sft(place)) as folder:
+        folder.best(1, model(1), {"val_loss": 0.5})
+        folder.checkpoint(1, model(1), state(1))
+    best = json.loads((place / "run" / "best_metrics.json").read_text())
+    assert (best["metric"], best["mode"], best["value"]) == ("val_loss", "min", 0.5)
+    free = sft(place, resume=True, save_step=2, export="gguf", gguf_types=["f16"], config=place / "config.yml")
+    with opened(free) as folder:
+        assert (folder.start_step, folder.notes) == (1, [])
+    with opened(sft(place, resume=True, micro_batch_size=1)) as folder:
+        assert "--micro-batch-size was not given, is 1" in folder.notes[0]
+    with pytest.raises(UsageError) as error:
+        RunFolder.open(sft(place, resume=True, num_epochs=5, thinking="strip"), {})
+    assert "--num-epochs: was 3, is 5 (the learning rate follows it from the first step on" in str(error.value)
+    assert "--thinking: was keep, is strip\n" in str(error.value)
+
+
 def test_a_folder_may_be_moved(run: Path, place: Path) -> None:
     run.rename(place / "elsewhere")
     with opened(TrainGold(output=place / "elsewhere", data=str(place / "train.jsonl"), resume=True)) as folder:
@@ -356,6 +379,25 @@ def test_a_folder_with_our_names_but_no_run_of_ours_is_left_alone(place: Path) -
         with pytest.raises(UsageError, match=r"holds best, run.json, but no run.json of a run of train_gold"):
             RunFolder.open(options(place, **more), {})
     assert names(place / "run") == ["best", "run.json"]
+
+
+def test_a_run_of_another_command_is_left_alone(run: Path, place: Path) -> None:
+    before = names(run)
+    for more in ({}, {"overwrite": True}):
+        with pytest.raises(UsageError, match=r"holds best, .* but no run.json of a run of train_sft"):
+            RunFolder.open(sft(place, **more), {})
+    with pytest.raises(UsageError, match=r"no run in .* to go on with"):
+        RunFolder.open(sft(place, resume=True), {})
+    assert names(run) == before
+
+
+def test_overwrite_removes_no_model_from_which_the_new_run_begins(place: Path) -> None:
+    with opened(sft(place)) as folder:
+        folder.best(1, model(1), {"val_loss": 0.5})
+    given = sft(place, overwrite=True).model_copy(update={"model": str(place / "run" / "best")})
+    with pytest.raises(UsageError, match=r"--overwrite would remove .*/best, which lies in"):
+        RunFolder.open(given, {})
+    assert step_of(place / "run" / "best") == 1
 
 
 def test_overwrite_removes_what_runs_write_and_nothing_else(run: Path, place: Path) -> None:

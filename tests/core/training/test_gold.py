@@ -629,8 +629,8 @@ def narrow(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     """Let the student's memory hold only so many texts at a time."""
     load: Callable[..., Any] = gold.load_student
 
-    def loaded(*arguments: Any) -> Any:
-        student = load(*arguments)
+    def loaded(*arguments: Any, **more: Any) -> Any:
+        student = load(*arguments, **more)
         hidden = student.hidden
 
         def refuses(prompts: Sequence[Any], completions: Sequence[Any]) -> torch.Tensor:

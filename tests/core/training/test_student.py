@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def opened(folder: Path, **options: Any) -> Student:
     settings = TrainGold.model_validate({"data": "x.jsonl", "output": "run", "student": str(folder), **options})
-    return load_student(settings, CPU, lambda note: None)
+    return load_student(settings, CPU, lambda note: None, freeze_embeddings=settings.freeze_embeddings)
 
 
 def from_config(folder: Path, config: Any) -> Path:
