@@ -10,6 +10,9 @@ from .project_schema import NO_MODEL, OPTIONS
 
 CONFIG = Path("config.yml")
 """Read where it is there, unless another file is named."""
+HOSTED = (
+    "dataset_type: {kind} can only be trained by `rnow run`; here --check checks it, and sft and distill are trained."
+)
 OURS = ("dataset_type", "data", "model", "trainer")
 """A file that nobody named and that has none of these keys belongs to another program."""
 
@@ -27,6 +30,9 @@ def from_config(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str
     if named or (path.is_file() and is_ours(path)):
         project = read_project(path)
         errors = [str(each) for each in project.findings_beside(given) if each.level == "error"]
+        kind = given.get("dataset_type") or project.values.get("dataset_type")
+        if errors and not given.get("check") and kind in ("rl", "midtrain"):
+            raise InputError(path, project.lines.get("dataset_type"), HOSTED.format(kind=kind))
         if errors and not given.get("check"):
             raise InputError(path, None, "\n".join([f"{len(errors)} to mend (--check shows all there is):", *errors]))
         values, origins = options_of(project, ranked=given.get("qlora_rank") is not None)

@@ -103,13 +103,14 @@ class TrainSft(TrainingCommand):
     """Dropout before the adapter."""
     lora_targets: Annotated[list[str], Option(MODEL)] = Field(default=["all-linear"], min_length=1)
     """Layers that get an adapter, by name (q, k, v, o, gate, up and down will do), or all-linear."""
-    gradient_checkpointing: Annotated[bool, Option(MODEL, env="SFT_GRADIENT_CHECKPOINTING")] = False
-    """Compute activations a second time instead of keeping them: less memory, about a third more time."""
+    gradient_checkpointing: Annotated[bool | None, Option(MODEL, env="SFT_GRADIENT_CHECKPOINTING")] = None
+    """Compute activations a second time instead of keeping them: less memory, about a third more time (default: on a
+    CPU, when a forward pass may read more than 1,024 tokens)."""
 
     max_steps: Annotated[int | None, Option(OPTIMISER)] = Field(default=None, ge=1)
     """Stop after so many optimiser steps; the learning rate falls accordingly."""
     micro_batch_size: Annotated[int | None, Option(OPTIMISER, env="SFT_MICRO_BATCH_SIZE")] = Field(default=None, ge=1)
-    """Rows per forward pass (default: at most 4, on a CPU 2)."""
+    """Rows per forward pass (default: at most 4; on a CPU 2, or 1 where rows have more than 512 tokens)."""
     packing: Annotated[bool, Option(OPTIMISER, env="SFT_PACKING")] = False
     """Put several rows into one sequence of --max-length tokens, each blind to the others."""
     warmup_steps: Annotated[int | None, Option(OPTIMISER)] = Field(default=None, ge=0)
@@ -162,7 +163,7 @@ class TrainSft(TrainingCommand):
     def _options_that_need_another(self) -> "TrainSft":
         if not self.model:
             raise ValueError(
-                "there is no student: give --model, or a config.yml with model.path (here is none; -c names another)"
+                "there is no student: give --model, or a config.yml with model.path (none was read here; -c names one)"
             )
         if self.qlora_rank is None and (names := self._given("qlora_alpha", "merge", *ADAPTER)):
             raise ValueError(f"{names}: for LoRA, and there is no rank. Give --qlora-rank (model.qlora_rank)")
@@ -260,7 +261,7 @@ class SftPlan(Result):
         return "\n".join(
             [
                 "dry run: two steps were made and thrown away; nothing was written.",
-                f"  step        {self.seconds_per_step:.2f} s, {self.tokens_per_second:,.0f} tokens/s, "
+                f"  step        {self.seconds_per_step:.2f} s, {self.tokens_per_second:,.0f} tokens/s read, "
                 f"loss {self.loss:.4g}",
                 f"  validation  {self.seconds_per_validation:.2f} s",
                 f"  memory      {self.peak_memory_gb:.2f} GB at most",

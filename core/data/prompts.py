@@ -6,6 +6,7 @@ that cannot be used as a whole raises InputError.
 
 import csv
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -119,9 +120,9 @@ def check_source(source: str) -> None:
 
 def check_file(path: Path) -> None:
     """Raises InputError for a path that is no file of rows."""
-    if path.is_dir():
+    if os.path.isdir(path):  # False, not an error, for a name that no file system takes
         raise InputError(path, None, "is a directory. Name a file in it.")
-    if not path.exists():
+    if not os.path.exists(path):
         raise InputError(path, None, f"no such file (in {Path.cwd()}).")
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(path, None, f'unknown kind "{path.suffix}". Known: {", ".join(SUFFIXES)}, hf:owner/name, -.')

@@ -4,13 +4,15 @@ trained_on.txt    16 hex digits a line, sorted: a hash of each prompt that was t
 held_out.jsonl    the rows of the held-out samples: {"messages": [...]}, with the answer where there is one
 """
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from ..errors import UsageError
-from .keys import work_key
 
 TRAINED_ON, HELD_OUT = "trained_on.txt", "held_out.jsonl"
 DIGITS = 16
@@ -23,12 +25,24 @@ def content_hash(messages: Sequence[Mapping[str, Any]]) -> str:
     messages: up to where the answer begins. Neither a system prompt nor the answer counts: the same question under
     another system prompt is no new question.
     """
-    said = [
-        [message["role"], _text(message.get("content")).split()]
-        for message in messages
-        if message["role"] not in ("system", "developer")
-    ]
-    return work_key(said)[:DIGITS]
+    return content_hashes(messages, [len(messages)])[0]
+
+
+def content_hashes(messages: Sequence[Mapping[str, Any]], ends: Sequence[int]) -> list[str]:
+    """`content_hash` of messages[:end] for each of the ends, which rise; every message is read once."""
+    # The SHA-256 of the JSON [[role, [word, ...]], ...], which grows by what comes before its last bracket.
+    grown, comma, done = hashlib.sha256(b"["), b"", 0
+    found: list[str] = []
+    for end in ends:
+        for message in messages[done:end]:
+            if message["role"] not in ("system", "developer"):
+                grown.update(comma + orjson.dumps([message["role"], _text(message.get("content")).split()]))
+                comma = b","
+        done = end
+        whole = grown.copy()
+        whole.update(b"]")
+        found.append(whole.hexdigest()[:DIGITS])
+    return found
 
 
 def trained_on_text(prompts: Iterable[Sequence[Mapping[str, Any]]]) -> bytes:

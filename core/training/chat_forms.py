@@ -101,6 +101,17 @@ def chosen_template(tokenizer: Any, asked: str | None, note: Callable[[str], Non
     return _from_file(tokenizer, asked)
 
 
+def ensure_pad(tokenizer: Any, end_of_turn: int) -> None:
+    """Give a tokenizer something to pad batches with where it has neither a padding token nor an end of text, which
+    would do as well: the token that ends an answer. Masks and labels leave padding out, whatever token it is.
+
+    end_of_turn: of its `ChatSide`, which refuses a tokenizer in which no token ends an answer. `Student.save` writes
+    the tokenizer without what is set here.
+    """
+    if tokenizer.pad_token is None and tokenizer.eos_token is None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(end_of_turn)
+
+
 def _has_marks(tokenizer: Any) -> bool:
     """Whether ChatML's marks are tokens."""
     return all(len(tokenizer.encode(mark, add_special_tokens=False)) == 1 for mark in MARKS)

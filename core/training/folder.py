@@ -94,7 +94,7 @@ class RunFolder:
                 "or another --output."
             )
         if lines := rounding(type(self._options), before, self._record):
-            self.notes.append(f"since the run began, {'; '.join(lines)}: the last digits of its result may differ")
+            self.notes = [f"since the run began, {'; '.join(lines)}: the last digits of its result may differ"]
 
     def identify(self, **more: Any) -> None:
         """Note what else the result depends on, and is known only after `open`. Raises UsageError as `open` does."""

@@ -5,6 +5,7 @@ overlaps a place that is trained is trained.
 """
 
 import copy
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ class Masker:
     """Writes conversations in a tokenizer's template, and says which tokens are the assistant's.
 
     template: another one than the tokenizer's own.   thinking: "strip" leaves the assistant's thoughts out.
+    template_hash: SHA-256 in hex digits of the template that rows are written in (of both, where it has another one for
+    conversations with tools).
 
     Raises UsageError for a tokenizer that does not say which characters its tokens stand for, and for a template that
     leaves out what is said.
@@ -61,6 +64,7 @@ class Masker:
         if template is None and not tokenizer.chat_template:
             template = chosen_template(tokenizer, None, lambda line: None)
         self._template = TemplateTurns(tokenizer, template)
+        self.template_hash = hashlib.sha256("\0".join(self._template.sources).encode()).hexdigest()
         self._special = re.compile("|".join(map(re.escape, self._template.special)) or r"(?!)")
 
     def encode(self, messages: Sequence[Message], tools: Schemas = None, *, cut: bool = False) -> Encoded:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..commands.base import flag
 from ..commands.project_config import Finding, Level, Project, line_of, read_project
-from ..commands.project_options import not_ours
+from ..commands.project_options import HOSTED, not_ours
 from ..commands.train_sft import SftChecked, SftPlan, SftTrained, TrainSft
 from ..data.environment import dotenv
 from ..data.run import Run
@@ -26,10 +26,7 @@ def train(options: TrainSft, run: Run) -> "SftTrained | SftPlan | SftChecked | G
     if options.check:
         return check(options, run, project)
     if options.dataset_type in ("rl", "midtrain"):
-        raise UsageError(
-            f"dataset_type: {options.dataset_type} can only be trained by `rnow run`; here --check checks it, and sft "
-            "and distill are trained."
-        )
+        raise UsageError(HOSTED.format(kind=options.dataset_type))
     for finding in findings_of(project, run):
         if finding.level in ("warning", "ignored"):
             run.progress.note(str(finding))

@@ -1,32 +1,29 @@
 """The rows of an SFT run in tokens: what is trained in them, what was left out or cut, and the share that is held out.
 
-Rows are read one by one and kept as numbers only, in Arrow's memory: 8 bytes a token.
+Rows are read one by one and kept as numbers only (see `sft_store`).
 """
 
 import time
-from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import orjson
-import pyarrow as pa
 
 from ..commands.train_sft import TrainSft
 from ..data.jsonlines import read_lines
-from ..data.keys import work_key
 from ..data.sft_rows import parsed, problems_of
 from ..data.text import one_line
-from ..data.trained_on import HELD_OUT, TRAINED_ON, content_hash
+from ..data.trained_on import HELD_OUT, TRAINED_ON, content_hashes
 from ..errors import UsageError
 from ..teachers.protocol import Message
 from ..teachers.template_messages import LeftOut, tool_schemas
 from .masks import Encoded, Masker
-from .samples import held_out_places, opening
+from .samples import opening
+from .sft_store import RowNotes, RowStore
 from .template_turns import REFUSED
 
 LENGTH = 4096
@@ -38,9 +35,6 @@ DROPPED = "rows left out, as they are longer than --max-length"
 UNKNOWN_TEACHER = "unknown"
 SHOWN = 2
 """How many rows are shown with their masks."""
-CHUNK = 1000
-"""Rows whose tokens are moved into Arrow's memory together."""
-UNTRAINED = -100
 TELL_S = 20.0
 """Seconds after which it is said how far the reading is: a hundred thousand rows take minutes."""
 
@@ -53,7 +47,7 @@ class SftData:
     rows, tokens, trained_tokens: of `train`.   longest: most tokens of a row, held-out ones included.
     counts: how many rows were left out, cut or changed, by what happened.   shown: rows with their masks, for the user.
     files: what the run's folder keeps, see `data.trained_on`.   teachers: rows of `train` by metadata.teacher.
-    notes: lines for the user.
+    notes: lines for the user.   store: holds the rows' tokens.
     """
 
     train: datasets.Dataset
@@ -67,6 +61,12 @@ class SftData:
     files: dict[str, bytes]
     teachers: Counter[str]
     notes: list[str]
+    store: RowStore
+
+    def close(self) -> None:
+        """Remove the temporary file with the tokens. `train` and `held_out` stay readable, and so does what was made of
+        them; but nothing that datasets keeps in files beside them (`map`) can be made any more."""
+        self.store.close()
 
 
 def longest_row(options: TrainSft, context: int | None) -> int:
@@ -98,6 +98,17 @@ def read_sft_data(
     results which are in the data, and when nothing is left.
     """
     reader = Reader(options, masker, longest_row(options, context))
+    try:
+        data = _read(reader, options, note, check)
+    except BaseException:
+        reader.store.close()
+        raise
+    for line in data.notes:
+        note(line)
+    return data
+
+
+def _read(reader: "Reader", options: TrainSft, note: Callable[[str], None], check: Callable[[], object]) -> SftData:
     told = time.monotonic()
     for number, line in read_lines(Path(options.data)):
         if options.num_samples is not None and reader.read >= options.num_samples:
@@ -108,58 +119,7 @@ def read_sft_data(
             note(f"{reader.read:,} rows read")
             told = time.monotonic()
     reader.check()
-    data = reader.data()
-    for line in data.notes:
-        note(line)
-    return data
-
-
-@dataclass
-class _Rows:
-    """Rows in tokens, waiting to be moved into Arrow's memory, and those that have been."""
-
-    ids: "array[int]" = field(default_factory=lambda: array("i"))
-    labels: "array[int]" = field(default_factory=lambda: array("i"))
-    ends: list[int] = field(default_factory=lambda: [0])
-    tables: list[pa.Table] = field(default_factory=list)
-
-    def add(self, ids: Sequence[int], trained: Sequence[bool]) -> None:
-        self.ids.extend(ids)
-        self.labels.extend(place if said else UNTRAINED for place, said in zip(ids, trained, strict=True))
-        self.ends.append(len(self.ids))
-        if len(self.ends) > CHUNK:
-            self.move()
-
-    def move(self) -> None:
-        """The waiting rows become a table."""
-        ends = pa.array(self.ends, pa.int32())
-        columns = {
-            name: pa.ListArray.from_arrays(ends, pa.array(np.frombuffer(values, np.int32).copy()))
-            for name, values in (("input_ids", self.ids), ("labels", self.labels))
-        }
-        self.tables.append(pa.table(columns))
-        self.ids, self.labels, self.ends = array("i"), array("i"), [0]
-
-    def split(self, out: set[int]) -> tuple[datasets.Dataset, datasets.Dataset | None]:
-        """(all rows but those, those), a table after the other, so that little is held twice."""
-        self.move()
-        kept: list[pa.Table] = []
-        held: list[pa.Table] = []
-        begin = 0
-        while self.tables:
-            table = self.tables.pop(0)
-            chosen = np.array([place in out for place in range(begin, begin + table.num_rows)], bool)
-            begin += table.num_rows
-            held.append(table.filter(pa.array(chosen)))
-            kept.append(table.filter(pa.array(~chosen)) if chosen.any() else table)
-        return data_set(kept), data_set(held) if out else None
-
-
-def data_set(tables: list[pa.Table]) -> datasets.Dataset:
-    """The tables as one. Its name is for caches on the disk, which rows in memory have not; left to itself, datasets
-    would make one of a copy of all rows."""
-    table = pa.concat_tables(tables)
-    return datasets.Dataset(table, fingerprint=work_key([table.num_rows, table.nbytes])[:16])
+    return reader.data()
 
 
 class Reader:
@@ -168,12 +128,7 @@ class Reader:
     def __init__(self, options: TrainSft, masker: Masker, longest: int) -> None:
         self._options, self._masker, self._most = options, masker, longest
         self.read = 0
-        self._rows = _Rows()
-        self._lines: list[int] = []  # of each row that is used, with what is told of it
-        self._openings: list[str] = []
-        self._hashes: list[list[str]] = []
-        self._teachers: list[str] = []
-        self._lengths, self._trained = array("i"), array("i")
+        self.store, self._notes = RowStore(), RowNotes()
         self._shown: list[str] = []
         self._counts: Counter[str] = Counter()
         self._drops: Counter[str] = Counter()
@@ -234,13 +189,9 @@ class Reader:
         if len(self._shown) < SHOWN:
             self._shown.append(f"{self._options.data}:{number} as the student reads it:\n{self._masker.shown(kept)}")
         said = [at for at, message in enumerate(messages) if message["role"] == "assistant"][:turns]
-        self._rows.add(kept.ids, kept.trained)
-        self._lines.append(number)
-        self._openings.append(opening(self._masker.prepared(messages)))
-        self._hashes.append([content_hash(messages[:at]) for at in said])
-        self._teachers.append(teacher)
-        self._lengths.append(length)
-        self._trained.append(sum(kept.trained))
+        self.store.add(kept.ids, kept.trained)
+        first = opening(self._masker.prepared(messages))
+        self._notes.add(number, first, content_hashes(messages, said), teacher, length, sum(kept.trained))
 
     # ---- what came of it ---------------------------------------------------------------------------------------
 
@@ -256,7 +207,7 @@ class Reader:
                 "it would learn to answer without them. Give --chat-template chatml, which has a place for them, or "
                 "write them into the text: convert_rollouts --calls text."
             )
-        if self._lines:
+        if len(self._notes):
             return
         if not self.read:
             raise UsageError(f"{data} holds no row.")
@@ -267,27 +218,26 @@ class Reader:
 
     def data(self) -> SftData:
         """Everything that was read; the reader is empty afterwards."""
-        options = self._options
-        out = set(held_out_places(self._openings, options.val_split, len(self._openings), options.seed))
-        kept = [place for place in range(len(self._lines)) if place not in out]
-        train, held_out = self._rows.split(out)
-        lengths, trained = np.frombuffer(self._lengths, np.int32), np.frombuffer(self._trained, np.int32)
-        prompts = sorted({each for place in kept for each in self._hashes[place]})
-        files = {TRAINED_ON: "".join(f"{each}\n" for each in prompts).encode()}
-        if out:
-            files[HELD_OUT] = b"".join(self._rows_of({self._lines[place] for place in out}))
+        options, notes = self._options, self._notes
+        out = notes.held_out(options.val_split, options.seed)
+        train, held_out = self.store.split(out)
+        files = {TRAINED_ON: notes.trained_on(~out)}
+        if held_out is not None:
+            files[HELD_OUT] = b"".join(self._rows_of(notes.lines(out)))
+        tokens, trained = notes.tokens(~out)
         return SftData(
             train=train,
             held_out=held_out,
-            rows=len(kept),
-            tokens=int(lengths[kept].sum()),
-            trained_tokens=int(trained[kept].sum()),
-            longest=int(lengths.max()),
+            rows=len(train),
+            tokens=tokens,
+            trained_tokens=trained,
+            longest=notes.longest,
             counts=dict(self._counts),
             shown=self._shown,
             files=files,
-            teachers=Counter(self._teachers[place] for place in kept),
-            notes=list(self._notes(bool(out))),
+            teachers=notes.teachers(~out),
+            notes=list(self._told(held_out is not None)),
+            store=self.store,
         )
 
     def _rows_of(self, lines: set[int]) -> Iterator[bytes]:
@@ -298,7 +248,7 @@ class Reader:
                 kept = {key: row[key] for key in ("messages", "tools") if row.get(key)}
                 yield orjson.dumps(kept | ({"finish_reason": "length"} if is_cut(row) else {})) + b"\n"
 
-    def _notes(self, held_out: bool) -> Iterator[str]:
+    def _told(self, held_out: bool) -> Iterator[str]:
         for reason, count in self._counts.items():
             yield f"{count:,} {reason}"
         if self._bad:

@@ -52,7 +52,8 @@ def _step(options: TrainSft, sizes: Sizes, processes: int, device: torch.device)
     what = "packed sequences" if options.packing else "rows"
     split = f" over {processes} processes" if processes > 1 else ""
     more = f" (--batch-size {options.batch_size}, made even)" if sizes.batch != options.batch_size else ""
-    return f"{sizes.batch:,} {what}{more}{split}, {sizes.micro} per forward pass on {device.type}"
+    twice = ", activations computed twice" if sizes.checkpointing else ""
+    return f"{sizes.batch:,} {what}{more}{split}, {sizes.micro} per forward pass on {device.type}{twice}"
 
 
 def _optimiser(options: TrainSft, sizes: Sizes) -> str:

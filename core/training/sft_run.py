@@ -1,6 +1,5 @@
 """One SFT run: rows and masks first, then the model, TRL's loop, and what is left of it in the folder."""
 
-import hashlib
 import importlib.util
 import math
 import shutil
@@ -14,17 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from ..commands.train_sft import SftPlan, SftTrained, TrainSft
 from ..data.run import Run
 from ..errors import StoppedEarly
 from ..teachers import hf_model
 from ..teachers.hf_states import out_of_memory
-from .chat_forms import chosen_template
+from .chat_forms import chosen_template, ensure_pad
 from .checkpoints import STAGING
 from .folder import RunFolder, open_folder
 from .gguf_export import find_converter, require_convertible
 from .masks import Masker
+from .packing import check_packing
 from .record import sha256
 from .sft_books import SftBooks
 from .sft_card import card_of
@@ -103,17 +104,21 @@ def prepare(options: TrainSft, run: Run, world: World, folder: RunFolder | None)
     if options.export:
         world.on_main(lambda: require_convertible(source, note, run.stop.check))
     in_4bit = held_in_4bit(options, world, run)
-    written = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16]
-    world.on_main(lambda: folder and folder.identify(chat_template=written, in_4bit=in_4bit, bfloat16=world.mixed))
+    masker = Masker(tokenizer, template, options.thinking)
+    identity = {"chat_template": masker.template_hash[:16], "in_4bit": in_4bit, "bfloat16": world.mixed}
+    world.on_main(lambda: folder and folder.identify(**identity))
     context = context_of(hf_model.load_config(source))
     length = longest_row(options, context)
-    data = read_sft_data(options, Masker(tokenizer, template, options.thinking), context, note, run.stop.check)
+    data = read_sft_data(options, masker, context, note, run.stop.check)
     for shown in data.shown:
         note(shown)
 
+    rows = packed(data.train, options, length)
+    data.close()  # what is mapped stays readable
+    sizes = Sizes(options, len(rows), length if options.packing else data.longest, world)
     flash = options.packing and options.lora and world.mixed and importlib.util.find_spec("flash_attn") is not None
     student = load_student(
-        options,
+        options.model_copy(update={"gradient_checkpointing": sizes.checkpointing}),
         world.device,
         note,
         tokenizer=tokenizer,
@@ -121,8 +126,9 @@ def prepare(options: TrainSft, run: Run, world: World, folder: RunFolder | None)
         in_4bit=in_4bit,
         dropout=True,
     )
-    rows = packed(data.train, options, length)
-    sizes = Sizes(options, len(rows), world, options.packing)
+    ensure_pad(student.tokenizer, student.side.end_of_turn)
+    if options.packing:
+        check_packing(student, DataCollatorForLanguageModeling(0, padding_free=True), world.device, world.autocast)
     plan = plan_lines(options, student, data, sizes, length, world.count, world.device)
     note("\n".join(plan))
     run.stop.check()
@@ -202,7 +208,7 @@ def no_room(options: TrainSft, ready: Ready) -> StoppedEarly:
     """What to do when memory ran out."""
     micro, longest = ready.sizes.micro, ready.data.longest
     same = [f"--micro-batch-size {micro // 2}"] if micro > 1 else []
-    same += [] if options.gradient_checkpointing else ["--gradient-checkpointing"]
+    same += [] if ready.sizes.checkpointing else ["--gradient-checkpointing"]
     anew = [] if options.lora else ["--qlora-rank 16"]
     anew += [f"a --max-length below {longest:,}"]
     ways = [f"{' or '.join(same)} (with --resume, where there is a checkpoint)"] if same else []

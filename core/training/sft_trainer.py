@@ -30,12 +30,10 @@ from .world import World
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 ON_A_CPU, ELSEWHERE = 2, 4
 """Most rows per forward pass, unless the user says more."""
-
-
+CPU_TOKENS = 1024
+"""Of a forward pass on a CPU: more is no faster there, and each token's activations take megabytes."""
 COUNTED = ("rows", "tokens", "tokens_read")
 """Of a step: rows, tokens that are trained, and all tokens without padding."""
-
-
 CONFIGURED = ("use_cache", "output_router_logits", "router_aux_loss_coef")
 """Of a model's configuration: what the Trainer changes for itself."""
 SAVE_AFTER_S = 1800
@@ -47,12 +45,19 @@ class Sizes:
 
     micro: rows per forward pass.   accumulated: forward passes per step and process.   batch: rows per step.
     an_epoch, steps: steps of an epoch, and in all.   eval_every, warmup: in steps.
+    checkpointing: whether activations are computed twice.
     """
 
-    def __init__(self, options: TrainSft, rows: int, world: World, packed: bool) -> None:
-        """A batch that the processes cannot share evenly becomes a little larger."""
+    def __init__(self, options: TrainSft, rows: int, longest: int, world: World) -> None:
+        """rows: of an epoch, packed ones as sequences.   longest: tokens of the longest.
+
+        A batch that the processes cannot share evenly becomes a little larger.
+        """
         mine = math.ceil(options.batch_size / world.count)
-        usual = 1 if packed else ON_A_CPU if world.device.type == "cpu" else ELSEWHERE
+        on_cpu = world.device.type == "cpu"
+        usual = min(ON_A_CPU, CPU_TOKENS // longest or 1) if on_cpu else ELSEWHERE
+        if options.packing:
+            usual = 1
         most = min(options.micro_batch_size or usual, mine)
         self.micro = next(size for size in range(most, 0, -1) if mine % size == 0)
         self.accumulated = mine // self.micro
@@ -61,6 +66,8 @@ class Sizes:
         whole = self.an_epoch * options.num_epochs
         self.steps = min(whole, options.max_steps) if options.max_steps else whole
         self.eval_every = options.eval_every or self.an_epoch
+        asked = options.gradient_checkpointing
+        self.checkpointing = on_cpu and self.micro * longest > CPU_TOKENS if asked is None else asked
         self.warmup = self.steps // 20 if options.warmup_steps is None else options.warmup_steps
 
     def of(self, steps: int) -> "Sizes":
@@ -281,6 +288,6 @@ class Watch(TrainerCallback):
             return
         trainer = self.trainer
         counted = trainer.world.sum(trainer.counted[name] for name in COUNTED)
-        figures = {"learning_rate": logs["learning_rate"], "grad_norm": logs.get("grad_norm", 0.0)}
+        figures = {name: logs[name] for name in ("learning_rate", "grad_norm") if name in logs}
         figures |= dict(zip(COUNTED, map(int, counted), strict=True))
         trainer.books.record(logs["loss"], figures, time.monotonic() - self.began_s)

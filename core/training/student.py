@@ -6,9 +6,11 @@
 Trained weights are float32, whatever the computation is in; that comes from an autocast context of the caller's.
 """
 
+import os
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,7 +34,11 @@ PLAIN_TEMPLATE = (
     "{{ bos_token or '' }}{% for m in messages %}### {{ m.role | capitalize }}:\n{{ m.content }}\n\n{% endfor %}"
     "{% if add_generation_prompt %}### Assistant:\n{% endif %}"
 )
-"""What `ChatSide` writes for a tokenizer that has neither a chat template nor ChatML's tokens."""
+"""What `ChatSide` writes for a tokenizer that has neither a chat template nor ChatML's tokens.
+
+`chat_forms.PLAIN`, which SFT writes whole conversations in, ends earlier answers with the end of text; distillation
+samples single answers, and `ChatSide` writes none behind those before them. A student is saved with what it has read.
+"""
 
 
 class StudentOptions(Protocol):
@@ -43,7 +49,7 @@ class StudentOptions(Protocol):
     @property
     def student_dtype(self) -> str: ...
     @property
-    def gradient_checkpointing(self) -> bool: ...
+    def gradient_checkpointing(self) -> bool | None: ...
     @property
     def lora(self) -> bool: ...
     @property
@@ -69,6 +75,7 @@ class Student:
     parameters: of the model without an adapter; its weights are held in 4 bits if `in_4bit`.
     trainable: how many numbers are trained.
     generation: the generation config that is saved with it; its end tokens include those of `side`.
+    pad_token, pad_id: those of its folder's tokenizer and configuration, None where these have none.
     """
 
     name: str
@@ -83,6 +90,8 @@ class Student:
     trainable: int
     lora: bool
     generation: GenerationConfig
+    pad_token: str | None
+    pad_id: int | None
     in_4bit: bool = False
 
     @property
@@ -112,22 +121,35 @@ class Student:
 
         The student in memory stays as it is, to the bit.
         """
-        if not self.lora:
-            self.model.save_pretrained(folder)
-        elif merge and self.in_4bit:
-            save_merged_original(self.model, self.folder, folder)
-        elif merge:
-            self.network.save_pretrained(folder, state_dict=merged_weights(self.network))
-        else:
-            self.model.save_pretrained(folder, save_embedding_layers=False)
-        self.generation.save_pretrained(folder)
-        own = self.tokenizer.chat_template
-        if not own:  # trained in a fallback's form, it should be asked in that form
-            self.tokenizer.chat_template = fallback_template(self.tokenizer)
-        try:
+        with self._as_its_folder_has_it():
+            if not self.lora:
+                self.model.save_pretrained(folder)
+            elif merge and self.in_4bit:
+                save_merged_original(self.model, self.folder, folder)
+            elif merge:
+                self.network.save_pretrained(folder, state_dict=merged_weights(self.network))
+            else:
+                self.model.save_pretrained(folder, save_embedding_layers=False)
+            self.generation.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
+
+    @contextmanager
+    def _as_its_folder_has_it(self) -> Iterator[None]:
+        """Takes back for a while what training has set: TRL makes another token the padding where there is none. Saved
+        with the student, that token would be masked out and its embedding frozen when it is trained again. A tokenizer
+        without a chat template gets that of the fallback: trained in its form, it should be asked in that form."""
+        tokenizer, config = self.tokenizer, self.network.config.get_text_config()
+        template, pad_token, pad_id = tokenizer.chat_template, tokenizer.pad_token, pad_id_of(config)
+        tokenizer.chat_template = template or fallback_template(tokenizer)
+        tokenizer.pad_token = self.pad_token
+        if pad_id != self.pad_id:
+            config.pad_token_id = self.pad_id
+        try:
+            yield
         finally:
-            self.tokenizer.chat_template = own
+            tokenizer.chat_template, tokenizer.pad_token = template, pad_token
+            if pad_id != self.pad_id:
+                config.pad_token_id = pad_id
 
 
 def find_student(options: StudentOptions, note: Callable[[str], None]) -> Path:
@@ -135,7 +157,7 @@ def find_student(options: StudentOptions, note: Callable[[str], None]) -> Path:
 
     Raises UsageError for what is not there, and for an adapter.
     """
-    if (Path(options.student).expanduser() / "adapter_config.json").is_file():
+    if os.path.isfile(Path(options.student).expanduser() / "adapter_config.json"):  # no error for an endless name
         raise UsageError(
             f"{options.student} is a LoRA adapter, and a student is a whole model. Merge it first (training does so "
             "with --merge, PEFT with merge_and_unload), and give the merged folder."
@@ -165,6 +187,7 @@ def load_student(
     """
     folder = find_student(options, note)
     tokenizer = tokenizer or hf_model.load_tokenizer(folder, chat=False)
+    pad_token = tokenizer.pad_token
     side = ChatSide(tokenizer)
     if side.note:
         note(side.note)
@@ -204,12 +227,19 @@ def load_student(
         lora=options.lora,
         generation=generation,
         in_4bit=in_4bit,
+        pad_token=pad_token,
+        pad_id=pad_id_of(network.config.get_text_config()),
     )
 
 
 def context_of(config: Any) -> int | None:
     """Most tokens that a model reads, by its configuration; None where that does not say."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def pad_id_of(config: Any) -> int | None:
+    """The padding token of a text model's configuration, whose embedding is not trained; None where it has none."""
+    return getattr(config, "pad_token_id", None)
 
 
 def computation_dtype(asked: str, device: torch.device) -> torch.dtype:
@@ -237,7 +267,11 @@ def own_generation(folder: Path, network: Any, side: ChatSide) -> GenerationConf
 
 
 def fallback_template(tokenizer: Any) -> str:
-    """The template of a tokenizer that has none, as `ChatSide` writes its prompts."""
+    """The template of a tokenizer that has none, as `ChatSide` writes its prompts.
+
+    SFT saves its own with the tokenizer. Its ChatML (`chat_forms.CHATML`) writes the same for conversations of text,
+    but has a place for tools and thoughts, which a student that was trained in this one has never read.
+    """
     chatml = {"<|im_start|>", "<|im_end|>"} <= tokenizer.get_added_vocab().keys()
     return CHATML if chatml else PLAIN_TEMPLATE
 

@@ -46,6 +46,7 @@ class Written:
 class TemplateTurns:
     """A tokenizer's chat template, or another one in its place, in the form that is best to learn from.
 
+    sources: its text, and that of its form for tools where this is another.
     special: its special tokens, the longest first, and the one that closes an answer.
     short_ids: calls have ids of nine letters (Mistral's).   developer: it knows that role.
 
@@ -55,6 +56,7 @@ class TemplateTurns:
     def __init__(self, tokenizer: Any, template: str | None) -> None:
         self._tokenizer = tokenizer
         self._sources = {bool(tools): self._source(template, tools) for tools in (False, True)}
+        self.sources = list(dict.fromkeys(self._sources.values()))
         texts = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
         self.special = sorted({*texts, *tokenizer.all_special_tokens}, key=len, reverse=True)
         self.short_ids = any(re.search(r"length\s*!=\s*9", source) for source in self._sources.values())

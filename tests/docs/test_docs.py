@@ -209,7 +209,7 @@ EXAMPLES = dict(re.findall(r"^#([A-Z][A-Z0-9_]+)=(.*)$", EXAMPLE, re.MULTILINE))
 
 @pytest.mark.parametrize(
     ("command", "needed", "keys_with_defaults"),
-    [("train_gold", {"data": "train.jsonl", "output": "runs/gold"}, 26), ("train_sft", {"model": "smollm2"}, 8)],
+    [("train_gold", {"data": "train.jsonl", "output": "runs/gold"}, 26), ("train_sft", {"model": "smollm2"}, 7)],
 )
 def test_the_values_in_the_example_of_env_are_the_defaults(
     command: str, needed: dict[str, str], keys_with_defaults: int

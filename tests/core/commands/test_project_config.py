@@ -8,11 +8,11 @@ import pytest
 import yaml
 
 from core.commands.project_config import Project, read_project
-from core.commands.project_options import from_config
+from core.commands.project_options import beside, from_config
 from core.commands.project_schema import NO_MODEL, RANK_CAPS
 from core.commands.resolve import resolve
 from core.commands.train_sft import TrainSft
-from core.errors import InputError
+from core.errors import InputError, UsageError
 from tests.support.rnow import rnow_models
 
 SKILL = """\
@@ -95,6 +95,73 @@ def test_the_rows_lie_beside_the_file(folder: Path) -> None:
     Path("proj/config.yml").write_text(SKILL.replace("  train_file: train.jsonl\n", ""), encoding="utf-8")
     values, origins = from_config({"config": Path("proj/config.yml")})
     assert (values["data"], origins["data"]) == ("proj/train.jsonl", "beside proj/config.yml")
+
+
+@pytest.mark.parametrize(
+    ("config", "path", "wanted"),
+    [
+        ("proj/config.yml", "./student", "./proj/student"),  # proj/student could be a model on the Hub
+        ("proj/config.yml", "../student", "./proj/../student"),
+        ("../proj/config.yml", "./student", "../proj/student"),
+        ("/proj/config.yml", "./a/student", "/proj/a/student"),
+        ("config.yml", "./student", "./student"),
+        ("config.yml", ".", "."),
+        ("proj/config.yml", "Qwen/Qwen3-8B", "Qwen/Qwen3-8B"),
+        ("proj/config.yml", "/models/student", "/models/student"),
+        ("proj/config.yml", "~/student", "~/student"),
+    ],
+)
+def test_a_student_that_begins_with_a_dot_lies_beside_the_file(config: str, path: str, wanted: str) -> None:
+    assert beside(Path(config), path) == wanted
+
+
+def test_the_student_and_the_rows_are_taken_from_the_same_folder(folder: Path) -> None:
+    Path("proj").mkdir()
+    Path("proj/config.yml").write_text(SKILL.replace("Qwen/Qwen3-8B", "./student"), encoding="utf-8")
+    values, origins = from_config({"config": Path("proj/config.yml")})
+    assert (values["model"], origins["model"]) == ("./proj/student", "proj/config.yml:11")
+    assert values["data"] == "proj/train.jsonl"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "site_name: Docs\nnav: !!python/name:x.y [1]\n",  # a tag that only the other program knows
+        "services:\n  model: x\n",
+        "- 1\n",
+        "",
+    ],
+)
+def test_a_file_of_another_program_is_left_alone_unless_it_is_named(folder: Path, text: str) -> None:
+    Path("config.yml").write_text(text, encoding="utf-8")
+    options, origins = resolve(TrainSft, {"model": "smollm2"})
+    assert isinstance(options, TrainSft)
+    assert (options.config, origins["config"], options.data) == (None, "default", "train.jsonl")
+    with pytest.raises(InputError, match="to mend"):
+        resolve(TrainSft, {"model": "smollm2", "config": Path("config.yml")})
+    with pytest.raises(UsageError, match="none was read here"):
+        resolve(TrainSft, {})
+
+
+@pytest.mark.parametrize("text", ["model:\n  qlora_rank: 8\n", "data: !x [1]\nother: 1\n", "site: [1\n"])
+def test_a_file_that_may_be_ours_is_not_left_alone(folder: Path, text: str) -> None:
+    Path("config.yml").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match="to mend"):
+        resolve(TrainSft, {"batch_size": 2})
+
+
+def test_a_yes_is_no_number_and_a_text_may_be_one(tmp_path: Path) -> None:
+    text = SKILL.replace("qlora_rank: 16", "qlora_rank: yes").replace("batch_size: 4", "batch_size: true")
+    text = text.replace("num_epochs: 2", 'num_epochs: "2"').replace("val_split: 0.1", "val_split: off")
+    found = project(tmp_path, text.replace("learning_rate: 1e-4", "learning_rate: on\n  max_billing: true"))
+    assert [line for line in lines(found) if "no qlora_rank" not in line] == [
+        "config.yml:7: error: batch_size: Input should be a number, not a yes or no (found True)",
+        "config.yml:8: error: val_split: Input should be a number, not a yes or no (found False)",
+        "config.yml:12: error: qlora_rank: Input should be a number, not a yes or no (found True)",
+        "config.yml:17: error: learning_rate: Input should be a number, not a yes or no (found True)",
+    ]
+    assert found.values["trainer.num_epochs"] == 2
+    assert project(tmp_path, SKILL).values["trainer.learning_rate"] == 1e-4
 
 
 def test_without_a_file_nothing_is_said_and_a_named_one_must_be_there(folder: Path) -> None:
@@ -269,6 +336,7 @@ OURS_ALONE = (
     "whatever train_file says",  # rnow finds no train.jsonl, or another
     "train_file: String should have at least 1",
     "path: String should have at least 1",
+    "not a yes or no",  # rnow takes true for 1 and false for 0
 )
 """What we report although the models of `rnow` accept it."""
 ABSENT = object()

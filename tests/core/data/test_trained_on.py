@@ -2,12 +2,13 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.data.trained_on import TRAINED_ON, content_hash, read_trained_on, trained_on_text
+from core.data.trained_on import TRAINED_ON, content_hash, content_hashes, read_trained_on, trained_on_text
 from core.errors import UsageError
 
 ASKED = {"role": "user", "content": "What is  2 + 2?\n"}
@@ -31,6 +32,26 @@ def test_spaces_and_the_system_prompt_do_not_count_but_words_roles_and_order_do(
         [{**ASKED, "content": [{"type": "text", "text": "What is 2 + 2?"}, {"type": "image_url", "image_url": "x"}]}],
     ]
     assert len({one, *map(content_hash, other)}) == 1 + len(other)
+
+
+ROLES = st.sampled_from(["user", "assistant", "tool", "system", "developer"])
+CONTENTS = st.none() | st.text(st.characters(codec="utf-8")) | st.just([{"type": "text", "text": "a b"}, "c"])
+
+
+@given(st.lists(st.fixed_dictionaries({"role": ROLES, "content": CONTENTS}), max_size=6), st.data())
+def test_the_hashes_of_a_conversations_turns_are_those_of_their_prompts(
+    messages: list[Any], data: st.DataObject
+) -> None:
+    ends = sorted(data.draw(st.lists(st.integers(0, len(messages)), max_size=4)))
+    assert content_hashes(messages, ends) == [content_hash(messages[:end]) for end in ends]
+
+
+def test_several_messages_are_hashed_as_one_json_list() -> None:
+    messages = [{"role": "system", "content": "x"}, ASKED, {"role": "assistant", "content": None}, ASKED]
+    words = b'["user",["What","is","2","+","2?"]]'
+    by_hand = [hashlib.sha256(text).hexdigest()[:16] for text in (b"[]", b"[%b]" % words)]
+    by_hand.append(hashlib.sha256(b'[%b,["assistant",[]],%b]' % (words, words)).hexdigest()[:16])
+    assert content_hashes(messages, [1, 2, 4]) == by_hand
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8")), max_size=4))

@@ -10,7 +10,7 @@ import pytest
 from core.commands.generate_teacher_data import GenerateTeacherData
 from core.errors import ModelNotFound, UsageError
 from core.teachers import backend_of, open_teacher
-from core.teachers.locate import is_whole_model, locate, whole_ggufs
+from core.teachers.locate import is_local, is_whole_model, locate, whole_ggufs
 from tests.support.running import ROOT, environment
 
 
@@ -41,6 +41,13 @@ def test_the_name_says_who_serves_the_model(folder: Path, model: str, backend: s
 def test_a_folder_that_exists_is_local_even_if_it_looks_like_a_name_at_a_provider(folder: Path) -> None:
     (folder / "vendor" / "name").mkdir(parents=True)
     assert backend_of("vendor/name") == "hf"
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "x/" * 3000, "a\0b"])
+def test_a_name_that_no_file_system_takes_is_not_local(name: str) -> None:
+    assert not is_local(name)
+    with pytest.raises(ModelNotFound):
+        locate(name, gguf=False)
 
 
 def test_what_was_asked_for_wins_and_a_base_url_means_openai() -> None:

@@ -1,8 +1,13 @@
 """The transformers teacher, on a tiny model that is built here."""
 
+import ast
 import asyncio
+import io
+import json
 import math
+import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +15,10 @@ import pytest
 import torch
 
 from core.errors import ModelNotFound, RequestRejected, TeacherUnavailable, UsageError
-from core.teachers import Completion, Sampling
+from core.teachers import Completion, Sampling, tokenizer_loading
 from core.teachers.hf import HfTeacher
-from core.teachers.hf_model import GumbelNoise, generate_batch, load_model, load_tokenizer
+from core.teachers.hf_model import GumbelNoise, generate_batch, load_config, load_model, load_tokenizer
+from tests.support.running import ROOT
 from tests.support.tiny_model import make_tiny_model, real_template, teach
 
 OPTIONS: dict[str, Any] = {
@@ -273,3 +279,64 @@ def test_only_the_request_that_does_not_fit_alone_fails_when_memory_runs_out(fol
     assert long.reason == "out_of_memory"
     assert str(long).endswith("tokens of prompt alone: CUDA out of memory. Tried to allocate 1 TiB.")
     assert sizes[0] == 3
+
+
+# ---- code that comes with a model ----------------------------------------------------------------------------------
+
+
+def opened(folder: Path) -> Any:
+    return load_model(folder, dtype="float32", device_map="cpu", attention="sdpa", load_in_4bit=False)
+
+
+@pytest.mark.parametrize(
+    "load", [load_config, load_tokenizer, opened, lambda folder: tokenizer_loading.read(folder, "it")]
+)
+def test_python_code_beside_a_model_is_not_run_and_nobody_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], load: Callable[[Path], Any]
+) -> None:
+    model, ran = make_tiny_model(tmp_path / "model"), tmp_path / "ran"
+    (model / "theirs.py").write_text(f"open({str(ran)!r}, 'w').close()\n", encoding="utf-8")
+    for name, more in (
+        (
+            "config.json",
+            {"model_type": "theirs", "auto_map": {"AutoConfig": "theirs.C", "AutoModelForCausalLM": "theirs.M"}},
+        ),
+        ("tokenizer_config.json", {"tokenizer_class": "Theirs", "auto_map": {"AutoTokenizer": [None, "theirs.T"]}}),
+    ):
+        said = json.loads((model / name).read_text(encoding="utf-8"))
+        (model / name).write_text(json.dumps(said | more), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 9))
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    with pytest.raises(UsageError, match=r"cannot be loaded: .*code"):
+        load(model)
+    assert not ran.exists()
+    assert "[y/N]" not in capfd.readouterr().out
+
+
+def test_every_loader_in_the_project_says_that_no_code_is_to_be_run() -> None:
+    """Left unsaid, transformers asks on the terminal."""
+    silent: list[str] = []
+    calls = 0
+    for path in sorted((ROOT / "core").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                owner = ast.unparse(node.func.value).rpartition(".")[2]
+                if node.func.attr == "from_pretrained" and owner.startswith("Auto"):
+                    calls += 1
+                    # None: a mapping, whose content the test above sees
+                    if not {"trust_remote_code", None} & {keyword.arg for keyword in node.keywords}:
+                        silent.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert calls > 5
+    assert silent == []
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"model_type": "of-no-library"}', "{}", None])
+def test_a_configuration_that_cannot_be_loaded_is_told_in_words(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError, match=r"the configuration in .* cannot be loaded"):
+        load_config(tmp_path)
+
+
+def test_a_sound_configuration_is_loaded(folder: Path) -> None:
+    assert load_config(folder).model_type == "llama"

@@ -10,7 +10,8 @@ from core.distillation.chat import ChatSide
 from core.errors import UsageError
 from core.teachers.chat_template import PROBE, ChatTemplate
 from core.teachers.tool_text import parse_tool_calls
-from core.training.chat_forms import CHATML, PLAIN, chosen_template
+from core.training.chat_forms import CHATML, PLAIN, chosen_template, ensure_pad
+from core.training.student import fallback_template
 from tests.support import tiny_model
 from tests.support.tokenizers import small_tokenizer
 
@@ -108,6 +109,33 @@ def test_plain_text_ends_every_answer_and_asks_as_a_model_without_a_template_is_
     own, ours = ChatSide(tokenizer("<eos>")), ChatSide(tokenizer("<eos>", template=PLAIN))
     assert own.prompt_ids(said[:1]) == ours.prompt_ids(said[:1])
     assert own.end_of_turn == ours.end_of_turn
+
+
+@pytest.mark.parametrize("marks", [MARKS, ("<eos>",)])
+def test_conversations_of_text_are_written_as_distillation_saves_them_but_for_what_ends_old_answers(marks: Any) -> None:
+    """A student that was distilled without a template of its own is asked in `fallback_template`, as it was trained."""
+    said = [message for message in CONVERSATION if message["role"] in ("system", "user")]
+    said = [*said, {"role": "assistant", "content": "31"}, {"role": "user", "content": "And then?"}]
+    tokens = tokenizer(*marks)
+    form, _ = chosen(tokens, None)
+    saved = fallback_template(tokens)
+    assert form is not None
+    theirs, ours = written(saved, said, begin=True), written(form, said, begin=True)
+    assert theirs == ours.replace("31<eos>", "31")
+    assert ("31<eos>" in ours) == (form == PLAIN)
+    assert ChatSide(tokens).prompt_text(said) == theirs
+
+
+def test_a_tokenizer_that_can_pad_is_left_as_it_is_and_another_pads_with_its_end_of_turn() -> None:
+    own = tokenizer()
+    ensure_pad(own, own.convert_tokens_to_ids("<|im_end|>"))
+    assert own.pad_token is None  # <eos> does
+    silent = small_tokenizer(special=MARKS[:2], eos=None, template=CHATML)
+    ensure_pad(silent, ChatSide(silent).end_of_turn)
+    assert silent.pad_token == "<|im_end|>"
+    silent.pad_token = "<|im_start|>"
+    ensure_pad(silent, ChatSide(silent).end_of_turn)
+    assert silent.pad_token == "<|im_start|>"
 
 
 def chosen(tokens: Any, asked: str | None) -> tuple[str | None, list[str]]:

@@ -46,6 +46,16 @@ def gold(
     return gold_options(options, origins, project, 30, environment or {}, dotenv or {})
 
 
+def test_a_teacher_that_begins_with_a_dot_lies_beside_the_file(folder: Path) -> None:
+    Path("proj").mkdir()
+    text = CONFIG.replace("Qwen/Qwen3-32B", "./teacher").replace("Qwen/Qwen3-8B", "./student")
+    Path("proj/config.yml").write_text(text, encoding="utf-8")
+    options, origins = resolve(TrainSft, {"config": Path("proj/config.yml")})
+    assert isinstance(options, TrainSft)
+    made, _ = gold_options(options, origins, read_project(Path("proj/config.yml")), 30, {}, {})
+    assert (made.student, made.teacher) == ("./proj/student", "./proj/teacher")
+
+
 def test_every_key_reaches_train_gold_with_its_line(folder: Path) -> None:
     options, origins = gold()
     wanted = {

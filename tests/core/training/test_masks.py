@@ -1,5 +1,6 @@
 """Which tokens of a row are trained, under our templates and those of real model families."""
 
+import hashlib
 import re
 from typing import Any
 
@@ -362,6 +363,16 @@ def test_a_tokenizer_with_a_template_for_tools_uses_it_for_rows_with_tools() -> 
     plain, tools = masker(tokens).encode(TALK), masker(tokens).encode(CALLED, TOOLS)
     assert decoded(tokens, plain.ids[:1]) == "<|im_start|>"
     assert decoded(tokens, tools.ids[:1]) == "<tools>"
+
+
+def test_the_hash_is_of_the_template_that_rows_are_written_in() -> None:
+    tokens = byte_tokenizer(CHATML, *MARKS)
+    assert masker(tokens).template_hash == hashlib.sha256(CHATML.encode()).hexdigest()
+    assert masker(tokens, PLAIN).template_hash == hashlib.sha256(PLAIN.encode()).hexdigest()
+    tokens.chat_template = {"default": CHATML, "tool_use": CHATML + " "}
+    assert masker(tokens).template_hash == hashlib.sha256(f"{CHATML}\0{CHATML} ".encode()).hexdigest()
+    qwen = byte_tokenizer(real_template("qwen3"))  # in its place, TRL's form for training is used
+    assert masker(qwen).template_hash == hashlib.sha256(real_template("qwen3_training").encode()).hexdigest()
 
 
 def test_arguments_may_be_strings_or_objects() -> None:

@@ -95,6 +95,24 @@ def test_rows_alone_can_be_checked(sft: Sft) -> None:
     assert checked(sft, "-d", "train.jsonl")["findings"] == []
 
 
+def test_a_config_of_another_program_is_left_alone_and_that_is_said(sft: Sft) -> None:
+    Path("config.yml").write_text("site_name: Docs\n", encoding="utf-8")
+    data(sound=8)
+    said = "config.yml: not read: it has none of dataset_type, data, model, trainer"
+    found = checked(sft)
+    assert [text.partition(", so")[0] for text in of_level(found, "ignored")] == [said]
+    data(sound=4)  # too few for a batch, which ends the run before torch is loaded
+    outcome = sft("--model", "smollm2")
+    assert "config.yml: ignored: not read" in outcome.stderr
+    assert "batch_size 8 is larger than the data" in outcome.stderr
+
+
+def test_a_name_that_no_file_system_takes_is_no_such_file(sft: Sft) -> None:
+    outcome = sft("-d", "x" * 5000, "-m", "smollm2")
+    assert outcome.code == 2
+    assert "x: no such file" in outcome.stderr
+
+
 def test_missing_rows_do_not_hide_what_is_wrong_with_the_file(sft: Sft) -> None:
     configure(more="  learning_rate: 5\n")
     errors = of_level(checked(sft), "error")

@@ -1,6 +1,7 @@
 """The rows of an SFT run: tokens and labels, what is left out or cut, what is held out, what the run keeps of them."""
 
 import json
+import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,23 @@ def test_a_long_reading_says_how_far_it_is_and_can_be_stopped(tmp_path: Path, mo
     with pytest.raises(KeyboardInterrupt):
         read_sft_data(options, masker, None, notes.append, stop)
     assert notes[3:] == ["1 rows read"]
+
+
+def test_the_tokens_lie_in_a_file_that_is_removed_with_the_data_and_when_reading_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "temporary"
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    rows = [row(str(number)) for number in range(1200)]
+    data, _ = read(tmp_path, *rows, val_split=0.1)
+    (folder,) = place.iterdir()
+    data.close()
+    assert not folder.exists()
+    assert len({text(ids) for ids in data.train["input_ids"]}) == 1080
+    with pytest.raises(UsageError, match=r"train\.jsonl:1201: not JSON"):
+        read(tmp_path, *rows, "{")
+    assert list(place.iterdir()) == []
 
 
 # ---- long rows ------------------------------------------------------------------------------------------------------

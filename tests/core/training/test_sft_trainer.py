@@ -68,7 +68,7 @@ def ran(model: Path, output: Path, held_out: int = 0, stop_after: int = 0, **mor
         folder = open_folder(options, run, 1, stack)
         student = load_student(options, world.device, lambda text: None, dropout=True)
         data = packed(datasets.Dataset.from_list(rows()), options, options.max_length or 64)
-        sizes = Sizes(options, len(data), world, options.packing)
+        sizes = Sizes(options, len(data), 64, world)
         books = SftBooks(options, run, world, folder, student, sizes.steps)
         checkpoint = folder.last_checkpoint if options.resume else None
         folder.begin()
@@ -198,3 +198,23 @@ def test_checkpoints_stay_as_save_step_says(model: Path, tmp_path: Path) -> None
     assert [(made.output / f"step-{step}/optimizer.pt").exists() for step in (2, 4)] == [False, True]
     assert not list(made.output.rglob("training_args.bin"))  # a pickle
     transformers.AutoModelForCausalLM.from_pretrained(made.output / "step-2")
+
+
+@pytest.mark.parametrize(
+    ("longest", "more", "micro", "checkpointing"),
+    [
+        (512, {}, 2, False),
+        (513, {}, 1, False),
+        (1025, {}, 1, True),
+        (1025, {"gradient_checkpointing": False}, 1, False),
+        (600, {"micro_batch_size": 4}, 4, True),
+        (100, {"packing": True}, 1, False),
+        (100, {"batch_size": 3, "micro_batch_size": 2}, 1, False),
+    ],
+)
+def test_long_rows_go_alone_on_a_cpu(
+    longest: int, more: dict[str, Any], micro: int, checkpointing: bool, tmp_path: Path
+) -> None:
+    options = TrainSft.model_validate({"model": "m", "output": tmp_path, "device": "cpu", "batch_size": 4} | more)
+    sizes = Sizes(options, 10, longest, World(options))
+    assert (sizes.micro, sizes.checkpointing) == (micro, checkpointing)

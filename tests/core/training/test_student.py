@@ -1,17 +1,23 @@
 """The model in training: what it computes, what it trains, and that what is saved is what was trained."""
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import peft
 import pytest
 import torch
 import transformers
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from core.commands.train_gold import TrainGold
 from core.distillation.chat import ChatSide
-from core.errors import UsageError
+from core.errors import ModelNotFound, UsageError
+from core.training.chat_forms import ensure_pad
 from core.training.student import Student, load_student, load_weights
 from tests.support.tiny_model import make_tiny_model
 
@@ -115,6 +121,11 @@ def test_a_full_student_trains_every_weight_in_float32(folder: Path):
     names = {name for name, _ in student.model.named_parameters()}
     loss = lambda: student.head.logits(student.hidden(PROMPTS, COMPLETIONS)).pow(2).sum().backward()  # noqa: E731
     assert moved(student, loss) == names
+
+
+def test_a_name_that_no_file_system_takes_is_told_in_words():
+    with pytest.raises(ModelNotFound, match="no model xxx"):
+        opened(Path("x" * 5000))
 
 
 def test_frozen_embeddings_stay_and_all_else_is_trained(folder: Path):
@@ -266,6 +277,81 @@ def test_a_student_without_a_chat_template_is_saved_with_the_one_it_was_trained_
     assert saved(asked, add_special_tokens=False)["input_ids"] == student.side.prompt_ids(messages)
     assert ChatSide(saved).ends == student.side.ends
     assert student.tokenizer.chat_template is None
+
+
+@pytest.mark.parametrize("options", [{}, {"lora": True}])
+def test_what_batches_are_padded_with_is_not_saved_as_the_students_own(
+    folder: Path, tmp_path: Path, options: dict[str, Any]
+):
+    """TRL's trainer makes the end of text the padding of tokenizer and model where they have none; trained again, a
+    student with that in its configuration would never train the end's embedding."""
+    source = without_padding(folder, tmp_path / "source", eos="<|im_end|>")
+    student = opened(source, **options)
+    trl_trainer(student, tmp_path)
+    end = student.side.end_of_turn
+    text_config = student.network.config.get_text_config()
+    assert (student.tokenizer.pad_token, text_config.pad_token_id) == ("<|im_end|>", end)
+    for merge in {False, bool(options)}:
+        saved = tmp_path / f"saved {merge}"
+        student.save(saved, merge)
+        assert transformers.AutoTokenizer.from_pretrained(saved).pad_token is None
+        if (saved / "config.json").exists():
+            assert transformers.AutoConfig.from_pretrained(saved).pad_token_id is None
+            network: Any = transformers.AutoModelForCausalLM.from_pretrained(saved)
+            assert network.get_input_embeddings().padding_idx is None
+    assert (student.tokenizer.pad_token, text_config.pad_token_id) == ("<|im_end|>", end)
+
+
+def test_a_student_that_can_pad_is_saved_with_its_own_padding(folder: Path, tmp_path: Path):
+    student = opened(folder)
+    student.save(tmp_path, merge=False)
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path).pad_token == "<|endoftext|>"
+    assert transformers.AutoConfig.from_pretrained(tmp_path).pad_token_id == student.pad_id == 0
+
+
+def test_trl_trains_a_tokenizer_without_padding_and_end_of_text(folder: Path, tmp_path: Path):
+    student = opened(without_padding(folder, tmp_path / "source", eos=None))
+    with pytest.raises(ValueError, match="pad_token"):
+        trl_trainer(student, tmp_path)
+    ensure_pad(student.tokenizer, student.side.end_of_turn)
+    trainer = trl_trainer(student, tmp_path)
+    collate: Any = trainer.data_collator
+    assert collate(list(rows()))["input_ids"][1].tolist() == [8, 9, student.side.end_of_turn]
+    student.save(tmp_path / "saved", merge=False)
+    saved = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert (saved.pad_token, saved.eos_token) == (None, None)
+    assert ChatSide(saved).end_of_turn == student.side.end_of_turn
+
+
+def without_padding(folder: Path, target: Path, eos: str | None) -> Path:
+    """The tiny model, with a tokenizer and a configuration that name no padding."""
+    shutil.copytree(folder, target)
+    for file, names in (("tokenizer_config.json", ("pad_token", "eos_token")), ("config.json", ("pad_token_id",))):
+        content = json.loads((target / file).read_text(encoding="utf-8"))
+        content = {name: value for name, value in content.items() if name not in names}
+        if eos is not None and file.startswith("tokenizer"):
+            content["eos_token"] = eos
+        (target / file).write_text(json.dumps(content), encoding="utf-8")
+    return target
+
+
+def trl_trainer(student: Student, folder: Path) -> SFTTrainer:
+    """TRL's own over `rows()`, as its users make it."""
+    arguments = SFTConfig(
+        str(folder / "trl"),
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        report_to="none",
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+    return SFTTrainer(student.model, arguments, train_dataset=rows(), processing_class=student.tokenizer)
+
+
+def rows() -> datasets.Dataset:
+    return datasets.Dataset.from_list(
+        [{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}, {"input_ids": [8, 9], "labels": [8, 9]}]
+    )
 
 
 # ---- what is refused -----------------------------------------------------------------------------------------------
