@@ -189,6 +189,10 @@ class TrainSft(TrainingCommand):
         return (self.model, self.data, str(self.config) if self.config else None, self.chat_template)
 
     @property
+    def keeps_checkpoints(self) -> bool:
+        return self.save_step != -1
+
+    @property
     def best_by(self) -> tuple[str, Literal["min", "max"]]:
         return "val_loss", "min"
 

@@ -68,6 +68,11 @@ class TrainingCommand(Command):
         raise NotImplementedError
 
     @property
+    def keeps_checkpoints(self) -> bool:
+        """Whether step-N/ stay when a run has come to its end."""
+        return True
+
+    @property
     def best_by(self) -> tuple[str, Literal["min", "max"]]:
         """The measure that chooses best/, and whether less or more of it is better."""
         raise NotImplementedError

@@ -26,6 +26,8 @@ from . import checkpoints
 from .ownership import BEST, FILES, METRICS, RUN, SAMPLES, TORN, TRACKED, check
 from .record import Record, begin_record, differences, rounding
 
+SAVED = "checkpoint_saved"
+"""The last event of a step with a checkpoint."""
 SaveModel = Callable[[Path], None]
 """Fills a folder with a model."""
 
@@ -186,11 +188,12 @@ class RunFolder:
     def _journal(self, name: str) -> Journal:
         """A book, without what was written after the checkpoint from which the run goes on: those steps come again."""
         last = self.start_step if self.last_checkpoint else -1
-        past = False
+        past = saved = False
 
         def look(_: int, row: Row) -> None:
-            nonlocal past
-            past = past or (isinstance(row.get("step"), int) and row["step"] > last)
+            nonlocal past, saved
+            past = past or saved or (isinstance(row.get("step"), int) and row["step"] > last)
+            saved = saved or (row.get("event") == SAVED and row.get("step") == last)
 
         def keep(_: int, row: Row) -> bool:
             look(_, row)
@@ -204,7 +207,7 @@ class RunFolder:
                 "or begin anew with --overwrite."
             ) from None
         if past and not self.finished:
-            past = False
+            past = saved = False
             journal.rewrite(keep)
         return journal
 
@@ -287,6 +290,12 @@ class RunFolder:
         except OSError as error:
             raise StoppedEarly(f"{cannot_write(self.path, error)} {self._kept()}") from None
 
+    def tidy(self) -> None:
+        """Remove what a run left that was killed when it had come to its end. Raises StoppedEarly."""
+        checkpoints.mend(self.path)
+        if not self._options.keeps_checkpoints:
+            self.drop_checkpoints()
+
     def best(self, step: int, save_model: SaveModel, metrics: Mapping[str, float]) -> None:
         """Replace best/, and say in best_metrics.json by which measure. Raises StoppedEarly; best/ is whole then."""
         metric, mode = self._options.best_by
@@ -335,6 +344,8 @@ def open_folder(
     when --resume has nothing to do, unless `ended_is_well`."""
     folder = RunFolder.open(options, run.origins, {"processes": processes})
     stack.callback(folder.close)
+    if folder.finished:
+        folder.tidy()
     if folder.finished and not ended_is_well:
         raise UsageError(
             f"the run in {options.output} has come to its end (step {folder.final_step}); there is nothing to resume."

@@ -18,7 +18,7 @@ from ..errors import StoppedEarly, UsageError
 from ..plots.curves import draw_curves
 from .checkpoints import load_state
 from .exchange import Exchange
-from .folder import RunFolder
+from .folder import SAVED, RunFolder
 from .learner import Draw, Learner, Learnt
 from .ownership import CURVES, METRICS
 from .samples import Sample, Samples
@@ -238,7 +238,7 @@ class Job:
         """step-N/, from which --resume goes on."""
         if self._saved == self.step:
             return
-        self._event("checkpoint_saved")
+        self._event(SAVED)
 
         def save_model(target: Path) -> None:  # with LoRA the adapter alone, whatever --merge says
             self.learner.student.save(target, merge=False)

@@ -12,7 +12,7 @@ from ..data.run import Run
 from ..errors import StoppedEarly
 from ..plots.curves import draw_curves
 from .checkpoints import load_state
-from .folder import RunFolder
+from .folder import SAVED, RunFolder
 from .ownership import CURVES, METRICS
 from .student import Student
 from .world import World
@@ -112,10 +112,10 @@ class SftBooks:
 
     def save(self, move: Callable[[Path], None]) -> None:
         """Keep what the Trainer wrote as step-N/, from which --resume goes on. move: fills a folder with it."""
-        self._event("checkpoint_saved")
+        self._event(SAVED)
         state = {**{name: getattr(self, name) for name in CARRIED}, "seconds": self.seconds}
         self._on_folder(lambda folder: folder.checkpoint(self.step, move, state))
-        if self.options.save_step == -1:
+        if not self.options.keeps_checkpoints:
             self._on_folder(lambda folder: folder.drop_checkpoints(but=self.step))
 
     def load(self, checkpoint: Path) -> None:
@@ -140,8 +140,8 @@ class SftBooks:
 
         def end(folder: RunFolder) -> None:
             folder.finish(status, **({} if result is None else {"result": result.model_dump(mode="json")}))
-            if status == "done" and self.options.save_step == -1:
-                folder.drop_checkpoints()
+            if status == "done":
+                folder.tidy()
 
         self._on_folder(end)
 

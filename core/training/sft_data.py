@@ -30,6 +30,7 @@ LENGTH = 4096
 """Most tokens of a row, unless the user says otherwise or the model reads fewer."""
 BAD_ROW = "rows that cannot be used"
 CUT = "rows cut after a turn, to fit --max-length"
+UNENDED = "rows whose last answer the teacher did not end (finish_reason length): where to stop is not taught there"
 TOO_LONG = "rows left out, as no answer of theirs ends within --max-length"
 DROPPED = "rows left out, as they are longer than --max-length"
 UNKNOWN_TEACHER = "unknown"
@@ -156,6 +157,8 @@ class Reader:
                 self._refusal = f"{self._options.data}:{number}: {one_line(str(why.__cause__))}"
             self._leave_out(f"rows left out: {why.reason}")
             return
+        if is_cut(row):
+            self._counts[UNENDED] += 1
         teacher = metadata.get("teacher")
         self._keep(number, row["messages"], encoded, teacher if isinstance(teacher, str) else UNKNOWN_TEACHER)
 

@@ -210,6 +210,8 @@ def alternate(sides: Sides, folder: Path, options: argparse.Namespace) -> dict[s
             for step, tokens in zip(found[name], ended["tokens"], strict=True):
                 step["tokens"] = tokens
             process.wait(60)
+    shown = {name: summary([steps[1:]])["tokens_per_s"] for name, steps in found.items()}
+    print(f"round: {shown} tokens/s, load {load()}", file=sys.stderr)
     return {name: steps[1:] for name, steps in found.items()}
 
 

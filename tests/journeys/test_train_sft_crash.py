@@ -110,8 +110,10 @@ def steps_of(output: Path) -> int:
     return max(map(int, told), default=0)
 
 
-def killed_runs(scene: Scene, folder: Path, kills: int, seed: int) -> None:
-    """Runs that are killed at random moments until they are done, until so many kills have been."""
+def killed_runs(
+    scene: Scene, folder: Path, kills: int, seed: int, signals: tuple[signal.Signals, ...] = (signal.SIGKILL,)
+) -> None:
+    """Runs that are killed, or asked to stop, at random moments until they are done, until that was done so often."""
     moments = random.Random(seed)
     done = runs = 0
     while done < kills:
@@ -126,8 +128,10 @@ def killed_runs(scene: Scene, folder: Path, kills: int, seed: int) -> None:
                 process.wait(moments.uniform(0.0, 0.3))
             if done >= kills or not process.running():
                 break
-            process.send(signal.SIGKILL)
-            assert process.wait(20) == -signal.SIGKILL
+            number = moments.choice(signals)
+            process.send(number)
+            code = process.wait(30)
+            assert code == -number if number == signal.SIGKILL else code in (0, 130), process.said
             done += 1
             if output.exists():
                 is_whole(output)
@@ -144,8 +148,8 @@ def test_a_run_killed_at_random_moments_ends_with_the_weights_of_an_undisturbed_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [2, 3])
-def test_ten_random_moments(scene: Scene, tmp_path: Path, seed: int) -> None:
-    killed_runs(scene, tmp_path, kills=10, seed=seed)
+def test_twenty_random_moments_and_signals(scene: Scene, tmp_path: Path, seed: int) -> None:
+    killed_runs(scene, tmp_path, 20, seed, (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT))
 
 
 @pytest.mark.slow

@@ -76,10 +76,10 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
     return Scene(fork_server("train_sft"), make_tiny_model(folder / "student"), folder)
 
 
-def is_close(output: Path, expected: Path, processes: int = 2) -> None:
-    """Losses, measures and weights to 1e-5; counts exactly."""
+def is_close(output: Path, expected: Path, processes: int = 2, but: str = "") -> None:
+    """Losses, measures and weights to 1e-5; counts exactly, but for one of them."""
     for run, count in ((output, processes), (expected, 1)):
-        assert json.loads((run / "run.json").read_bytes())["identity"] == {"processes": count}
+        assert json.loads((run / "run.json").read_bytes())["identity"]["processes"] == count
     ours, theirs = (
         [row for row in read_rows(run / "metrics.jsonl") if row["event"] in ("train_step", "val")]
         for run in (output, expected)
@@ -87,9 +87,9 @@ def is_close(output: Path, expected: Path, processes: int = 2) -> None:
     assert [(row["event"], row["step"]) for row in ours] == [(row["event"], row["step"]) for row in theirs]
     for row, other in zip(ours, theirs, strict=True):
         assert row.keys() == other.keys()
-        for name in ("rows", "tokens", "tokens_read"):
+        for name in {"rows", "tokens", "tokens_read"} - {but}:
             assert row.get(name) == other.get(name), name
-        for name in row.keys() - {"time", "seconds", "tokens_per_s", "event"}:
+        for name in row.keys() - {"time", "seconds", "tokens_per_s", "event", but}:
             assert row[name] == pytest.approx(other[name], abs=CLOSE, rel=1e-4), name
     for name in ("final", "best", "step-2"):
         assert furthest(weights(output / name), weights(expected / name)) < CLOSE, name
@@ -115,13 +115,13 @@ def test_two_processes_give_the_losses_and_weights_of_one(scene: Scene, tmp_path
 
 
 def test_an_epoch_that_the_processes_cannot_share_evenly_trains_every_row_once(scene: Scene, tmp_path: Path) -> None:
-    """18 rows, four per step: two are left for the last one."""
+    """18 rows, four per step: two are left for the last one. The second process reads two more, and learns nothing."""
     more = ("--val-split", "0.1", "--micro-batch-size", "2")
     scene.run(tmp_path / "one", *more)
     scene.run(tmp_path / "two", *more, processes=2)
     rows = [row["rows"] for row in read_rows(tmp_path / "one/metrics.jsonl") if row["event"] == "train_step"]
     assert rows == [4, 4, 4, 4, 2]
-    is_close(tmp_path / "two", tmp_path / "one")
+    is_close(tmp_path / "two", tmp_path / "one", but="tokens_read")
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from core.errors import UsageError
 from core.training import sft_data
 from core.training.chat_forms import CHATML
 from core.training.masks import Masker
-from core.training.sft_data import BAD_ROW, CUT, DROPPED, TOO_LONG, SftData, read_sft_data
+from core.training.sft_data import BAD_ROW, CUT, DROPPED, TOO_LONG, UNENDED, SftData, read_sft_data
 from tests.support import tiny_model
 from tests.support.tokenizers import small_tokenizer
 
@@ -253,6 +253,7 @@ def test_an_answer_that_was_cut_off_does_not_teach_to_stop(tmp_path: Path) -> No
     rows = [row("Hi", finish_reason="length"), row("Ho", metadata={"finish_reason": "length"}), row("Hu")]
     data, _ = read(tmp_path, *rows)
     assert [text(ids)[-4:] for ids in data.train["input_ids"]] == ["Yes.", "Yes.", "nd|>"]
+    assert data.counts == {UNENDED: 2}
 
 
 # ---- what is held out, and what is kept -----------------------------------------------------------------------------
