@@ -76,8 +76,8 @@ class TrainSft(TrainingCommand):
     learning_rate: Annotated[float, Option(PROJECT, mcp=True)] = Field(default=1e-4, gt=0, le=1)
     """Highest learning rate (trainer.learning_rate)."""
     save_step: Annotated[int, Option(PROJECT)] = Field(default=-1, ge=-1)
-    """Steps between two checkpoints step-N/ that stay (trainer.save_step); -1: one at the end of each epoch, only to go
-    on from, and none stays."""
+    """Steps between two checkpoints step-N/ that stay (trainer.save_step); -1: one at the end of each epoch and
+    every half hour, only to go on from, and none stays."""
 
     num_samples: Annotated[int | None, Option(DATA, "-n")] = Field(default=None, ge=1)
     """Only the first so many rows."""

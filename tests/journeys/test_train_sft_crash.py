@@ -92,7 +92,9 @@ def is_the_same(output: Path, expected: Path) -> None:
         )
         assert ours == theirs, kind
         assert ours or kind != "train_step"
-    for name in ("trained_on.txt", "held_out.jsonl"):
+    names, others = ({path.name for path in run.iterdir() if path.is_file()} - {".lock"} for run in (output, expected))
+    assert names == others
+    for name in names & {"trained_on.txt", "held_out.jsonl"}:
         assert (output / name).read_bytes() == (expected / name).read_bytes()
     ours, theirs = (json.loads((run / "best_metrics.json").read_bytes()) for run in (output, expected))
     assert {**ours, "timestamp": ""} == {**theirs, "timestamp": ""}
@@ -123,7 +125,7 @@ def killed_runs(
         while True:
             process = scene.start(output)
             if done < kills:
-                step = moments.randint(steps_of(output), STEPS)
+                step = moments.randint(steps_of(output), steps_of(scene.undisturbed))
                 while process.running() and steps_of(output) < step:
                     time.sleep(0.005)
                 process.wait(moments.uniform(0.0, 0.3))
@@ -158,20 +160,19 @@ def test_twenty_random_moments_and_signals(scene: Scene, tmp_path: Path, seed: i
 @pytest.mark.parametrize(
     "more",
     [
-        pytest.param(("--qlora-rank", "4", "--lora-dropout", "0.3"), id="lora_with_dropout"),
-        pytest.param(("--packing", "--max-length", "64"), id="packed"),
-        pytest.param(("--save-step", "-1"), id="checkpoints_to_go_on_from_only"),
+        pytest.param((*EVERY, "--qlora-rank", "4", "--lora-dropout", "0.3"), id="lora_with_dropout"),
+        pytest.param((*EVERY, "--packing", "--max-length", "64"), id="packed"),
+        pytest.param((*EVERY, "--patience", "2"), id="patience"),
+        pytest.param(("--num-epochs", "2", "--val-split", "0.2"), id="checkpoints_to_go_on_from_only"),
+        pytest.param(("--num-epochs", "2", "--save-step", "3"), id="nothing_held_out"),
     ],
 )
 def test_killed_runs_of_other_kinds(scene: Scene, tmp_path: Path, more: tuple[str, ...]) -> None:
     """The adapter and the state of the random numbers come back; an epoch of packed sequences has fewer steps."""
-    kept = EVERY if "--save-step" not in more else tuple(word for word in EVERY if word not in ("--save-step", "2"))
-    other = replace(scene, options=(*kept, *more), undisturbed=tmp_path / "undisturbed")
-    if "--save-step" in more:
-        other.options = ("--num-epochs", "2", "--val-split", "0.2", "--progress", "off", *more)
+    other = replace(scene, options=more, undisturbed=tmp_path / "undisturbed")
     outcome = other.start(other.undisturbed).ended()
     assert outcome.code == 0, outcome.stderr
-    killed_runs(other, tmp_path, kills=3, seed=4)
+    killed_runs(other, tmp_path, kills=5, seed=4)
 
 
 @pytest.mark.slow

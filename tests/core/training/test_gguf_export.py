@@ -1,5 +1,6 @@
 """GGUF export: llama.cpp's real converter on a tiny model with a real tokenizer, and on SmolLM2-135M-Instruct."""
 
+import importlib
 import json
 import os
 import shutil
@@ -255,7 +256,7 @@ def test_llama_cpp_says_what_transformers_says(
 ):
     """The same tokens, and nearly the same probabilities of the next one. With 8-bit weights llama.cpp computes with
     8-bit activations, too, which alone makes a KL of 0.004 to 0.005 nats with this model."""
-    from llama_cpp import Llama
+    Llama: Any = importlib.import_module("llama_cpp").Llama
 
     folder = tokenizer_folder("smollm2")
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
