@@ -1,7 +1,7 @@
 """`train_sft` next to bare TRL: tokens per second and losses; rows packed and not; memory.
 
 SmolLM2-135M with a LoRA adapter of rank 16 on every linear layer, float32, 4 rows a step, 2 per forward pass, rows of
-about 128 tokens of real text of which the answer is trained. Ours is the command's own work, from the checks to its
+about 130 tokens of real text of which the answer is trained. Ours is the command's own work, from the checks to its
 folder; bare TRL is `SFTTrainer` on the same messages, with SmolLM2's template and {% generation %} marks in it. Its
 settings are ours, but for what our users do not choose, which is as TRL has it: a fused AdamW.
 
@@ -10,7 +10,7 @@ the median over the pairs of steps, so that a busy machine slows both alike. A s
 before to its own end, with its rows, its figures and their line in metrics.jsonl; the first one of a process warms up
 and is not counted.
 
-    python -m tests.bench.bench_sft                                    # all of it: about 15 minutes
+    python -m tests.bench.bench_sft                                    # all of it: about 25 minutes
     python -m tests.bench.bench_sft --only speed --rounds 1 --steps 2  # one look: 2 minutes
     python -m tests.bench.bench_sft --only speed --full                # all weights trained instead
 
@@ -39,7 +39,7 @@ from .trl_gold_peer import sources
 LEAST, MOST_GB, SAME = 0.95, 6.0, 1e-5
 RANK, BATCH, MICRO, RATE = 16, 4, 2, 1e-4
 SHORT, USUAL, LONG, LONGEST = (30, 40), (120, 240), (1200, 2100), (4600, 8400)
-"""Characters of a prompt and of an answer, on average: with the template's own about 50, 130, 1,000 and 3,600 tokens."""
+"""Characters of a prompt and of an answer, on average: with the template about 50, 130, 1,000 and 3,600 tokens."""
 PACKED_LENGTH = 256
 SHORT_BATCH = 20
 """Short rows that have about as many tokens as four packed sequences."""
