@@ -11,12 +11,16 @@ from core import cli
 from core.data.environment import dotenv_of
 from tests.support.running import KEY, Mock, Outcome, ended, start
 
+UNDISTURBED = {"test_train_sft.py"}
+"""A journey whose processes nobody kills: it may run beside others."""
+
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what starts or counts processes (browsers, containers, jobs that are killed): nothing may disturb it."""
     for item in items:
-        if item.get_closest_marker("browser") or item.path.parent.name in ("tools", "journeys"):
+        disturbed = item.path.parent.name in ("tools", "journeys") and item.path.name not in UNDISTURBED
+        if item.get_closest_marker("browser") or disturbed:
             item.add_marker(pytest.mark.alone)
 
 

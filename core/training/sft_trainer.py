@@ -131,7 +131,7 @@ class SftTrainer(SFTTrainer):
             warmup_steps=sizes.warmup,
             weight_decay=options.weight_decay,
             max_grad_norm=options.grad_clip,
-            optim="adamw_torch",
+            optim="adamw_torch_fused",
             seed=options.seed,
             bf16=self.world.mixed,
             use_cpu=self.world.device.type == "cpu",
