@@ -149,7 +149,7 @@ def return_freed_memory() -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 4 << 20)
+        mallopt(M_MMAP_THRESHOLD, 1 << 20)
 
 
 def held_in_4bit(options: TrainSft, world: World, run: Run) -> bool:
