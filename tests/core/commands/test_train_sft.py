@@ -42,14 +42,16 @@ def test_all_of_them_are_named_with_the_keys_that_may_have_set_them(folder: Any)
 
 
 def test_values_that_ask_for_nothing_and_defaults_are_no_matter(folder: Any) -> None:
-    resolve(TrainSft, {"model": "x"})
+    plain, _ = resolve(TrainSft, {"model": "x"})
     nothing = {"merge": False, "patience": 0, "lora_dropout": 0.0, "eval_every": None, "load_in_4bit": None}
-    resolve(TrainSft, {"model": "x", **nothing})
+    assert resolve(TrainSft, {"model": "x", **nothing})[0] == plain
 
 
 def test_distill_hands_on_what_train_gold_has_a_default_for(folder: Any) -> None:
     more = {"patience": 3, "eval_every": 5, "lora_targets": ["q"], "lora_dropout": 0.1}
-    resolve(TrainSft, {"model": "x", "dataset_type": "distill", **more})  # it holds rows out and may have LORA set
+    # It holds rows out and may have LORA set.
+    options, _ = resolve(TrainSft, {"model": "x", "dataset_type": "distill", **more})
+    assert options.model_dump(include=set(more)) == {**more, "lora_targets": ["q_proj"]}
 
 
 def test_an_mcp_client_may_call_it_with_a_config_alone_and_sees_what_matters() -> None:
