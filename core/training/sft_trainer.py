@@ -137,8 +137,8 @@ class SftTrainer(SFTTrainer):
             use_cpu=self.world.device.type == "cpu",
             gradient_checkpointing=False,  # `load_student` has switched it on where it is asked for
             packing=options.packing,
-            max_length=None if not options.packing else options.max_length,
-            dataset_kwargs={"skip_prepare_dataset": True},  # they are tokenised, masked, cut and packed already
+            max_length=None,
+            dataset_kwargs={"skip_prepare_dataset": True},  # rows are tokenised, masked, cut and packed already
             dataloader_pin_memory=self.world.device.type == "cuda",
             ddp_find_unused_parameters=False,
             logging_steps=1,
