@@ -7,7 +7,9 @@ from pydantic import Field, field_validator, model_validator
 
 from .base import Command, Option
 
-Backend = Literal["openrouter", "openai", "nvidia", "gguf", "hf"]
+Backend = Literal[
+    "openrouter", "openai", "nvidia", "together", "fireworks", "vllm", "sglang", "llama-server", "ollama", "gguf", "hf"
+]
 
 TEACHER, SAMPLING, RUN, MONEY, LOCAL = "Teacher", "Sampling", "Running", "Money and permission", "Local teachers"
 
@@ -36,11 +38,12 @@ class TeacherOptions(Command):
     """How the teacher is reached. By default from the name: vendor/name is openrouter, gpt-* and o* are openai, paths
     are local; with --base-url: openai."""
     base_url: Annotated[str | None, Option(TEACHER, mcp=True, hidden=True)] = None
-    """Any OpenAI-compatible server (vLLM, llama-server, SGLang, LM Studio, Ollama), up to and with /v1."""
+    """Any OpenAI-compatible server (vLLM, llama-server, SGLang, LM Studio, Ollama), up to and with /v1. By default the
+    usual address of the --backend."""
     api_key_env: Annotated[str | None, Option(TEACHER, hidden=True)] = Field(
         default=None, pattern=r"^[A-Z_][A-Z0-9_]*$"
     )
-    """Name of the variable that holds the key (by default OPENROUTER_API_KEY, OPENAI_API_KEY or NVIDIA_API_KEY)."""
+    """Name of the variable that holds the key (by default OPENROUTER_API_KEY, OPENAI_API_KEY, NVIDIA_API_KEY, ...)."""
     extra_body: Annotated[dict[str, Any] | None, Option(TEACHER)] = None
     """JSON object merged into every request, for what a provider offers beyond these options."""
 

@@ -20,10 +20,10 @@ from ..data.prompts import BadRow, Prompt, PromptOptions, open_prompts
 from ..data.run import Run
 from ..errors import InputError, RequestRejected, StoppedEarly, TeacherError, TeacherUnavailable, UsageError
 from ..teachers import Completer, Completion, Price, Sampling, open_teacher
+from ..teachers.engine import Engine, Limits
+from ..teachers.money import answer_cost, find_price, given_price
 from .books import Books
-from .engine import Engine, Limits
 from .filters import Filters
-from .money import answer_cost, find_price, given_price
 from .tally import Tally
 
 OURS = ("teacher", "id", "sample", "index", "finish_reason", "usage", "cost", "reasoning", "rejected_because")

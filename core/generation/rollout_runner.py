@@ -19,11 +19,11 @@ from ..data.run import Run
 from ..data.text import one_line
 from ..errors import DistillError, RequestRejected, StoppedEarly, TeacherError, UsageError
 from ..teachers import Completer, Completion, Price, Sampling
+from ..teachers.money import answer_cost
 from ..tools.protocol import Tool, ToolsetGone
 from .check import Check, Verdict
 from .entries import Entry
 from .kit import Kit
-from .money import answer_cost
 from .rollout import LoopLimits, Rollout, Session
 from .rollout_tally import RolloutTally
 from .shelf import Shelf

@@ -22,12 +22,12 @@ from ..data.run import Run
 from ..data.statistics import wilson
 from ..errors import TeacherUnavailable, UsageError
 from ..teachers import Completer, Price, backend_of, open_teacher
+from ..teachers.engine import Engine, Limits
+from ..teachers.money import answer_cost, find_price, given_price
 from ..tools.toolbox import Toolbox
 from .check import Check, Rewards
-from .engine import Engine, Limits
 from .entries import Entry, Rows, Selection, prompts_file, select, to_entry
 from .kit import Kit
-from .money import answer_cost, find_price, given_price
 from .rollout_runner import Exchange, Runner, Work, sampling_of
 from .rollout_tally import RolloutTally
 from .shelf import Shelf

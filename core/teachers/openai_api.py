@@ -1,37 +1,21 @@
-"""Teachers behind an OpenAI-compatible chat API: OpenRouter, OpenAI, NVIDIA, and any server with --base-url.
+"""Teachers behind an OpenAI-compatible chat API: OpenRouter, OpenAI, NVIDIA, and any server with --base-url."""
 
-aiohttp, not httpx: at 500 requests in flight an httpx pool spends ten times the processor time of the requests
-themselves (encode/httpcore #1035), and aiohttp halves what is left.
-"""
-
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
-import aiohttp
 import orjson
 
-from ..data.environment import credential, redacted, require_credential
-from ..errors import RequestRejected, TeacherError, TeacherUnavailable, TransientError, UsageError
+from ..errors import TeacherError, UsageError
 from .api_answers import parse_answer
+from .api_client import ApiClient
 from .protocol import Completion, Message, Price, Sampling, ToolSchema
-
-ENDPOINTS = {
-    "openrouter": ("https://openrouter.ai/api/v1", "OPENROUTER_API_KEY"),
-    "openai": ("https://api.openai.com/v1", "OPENAI_API_KEY"),
-    "nvidia": ("https://integrate.api.nvidia.com/v1", "NVIDIA_API_KEY"),
-}
-LONGEST_RESPONSE_BYTES = 64 * 2**20
-"""A server that sends more for one answer has lost its way; it shall not take our memory."""
 
 
 class ApiTeacher:
-    """A `Completer` over HTTP. The key goes to the configured host only: redirects are refused, never followed."""
+    """A `Completer` over HTTP."""
 
     concurrency = None
     context_tokens: int | None = None
@@ -52,10 +36,11 @@ class ApiTeacher:
     ) -> None:
         """Raises MissingKey when the provider needs a key and none is set, UsageError for an address or a body that
         cannot be used."""
-        home, key_name = ENDPOINTS[backend]
+        self.client = ApiClient(
+            backend, base_url=base_url, api_key_env=api_key_env, timeout_s=timeout_s, connections=connections
+        )
+        self.endpoint = self.client.endpoint
         self.model, self.backend = model, backend
-        self.endpoint = checked_url(base_url or home, "--base-url")
-        self._proxy = environment_proxy(self.endpoint)
         self._extra_body = dict(extra_body or {})
         try:
             orjson.dumps(self._extra_body)
@@ -69,13 +54,6 @@ class ApiTeacher:
             )
             if asked
         }
-        key_name = api_key_env or key_name
-        if base_url and not api_key_env:  # servers of one's own often have no key
-            self._key = credential(key_name)
-        else:
-            self._key = require_credential(key_name, f"{urlsplit(self.endpoint).hostname} needs it")
-        place = "the environment" if os.environ.get(key_name) else f".env in {Path.cwd()}"
-        self._key_hint = f"It came as {key_name} from {place}" if self._key else f"None was sent: set {key_name}"
         self.identity = {
             "backend": backend,
             "model": model,
@@ -83,24 +61,6 @@ class ApiTeacher:
             "extra_body": self._extra_body,
             "require_distillable": require_distillable,
         }
-        self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(30, timeout_s))
-        self._timeout_s = timeout_s
-        self._connections = connections
-        self._session_: aiohttp.ClientSession | None = None
-
-    @property
-    def _session(self) -> aiohttp.ClientSession:
-        if self._session_ is None:  # a session belongs to the running loop
-            headers = {"content-type": "application/json"}
-            if self._key:
-                headers["authorization"] = f"Bearer {self._key}"
-            self._session_ = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=self._connections + 2, keepalive_timeout=60),
-                timeout=self._timeout,
-                headers=headers,
-                proxy=self._proxy,
-            )
-        return self._session_
 
     async def prepare(self, note: Callable[[str], None]) -> None:
         """Nothing to load."""
@@ -138,140 +98,36 @@ class ApiTeacher:
         """What a user should know before the run starts."""
         if self._wants_new_names:
             return [f"{self.model} takes no temperature and no top_p: they are not sent"]
-        url = urlsplit(self.endpoint)
-        loopback = url.hostname in ("localhost", "127.0.0.1", "::1")
-        if self._key and url.scheme == "http" and not loopback:
-            return [f"warning: the API key goes to {url.hostname} unencrypted (http)"]
-        return []
+        return self.client.notes
 
     async def complete(
         self, messages: list[Message], sampling: Sampling, tools: Sequence[ToolSchema] = ()
     ) -> Completion:
         """One answer. Raises RequestRejected, TransientError, Throttled or TeacherUnavailable."""
+        status, headers, raw = await self.client.post("/chat/completions", self.body(messages, sampling, tools))
         try:
-            data = orjson.dumps(self.body(messages, sampling, tools))
-        except TypeError as error:  # half a surrogate pair in a tool's result, ...
-            raise RequestRejected("invalid_request", f"the conversation cannot be sent as JSON: {error}") from None
-        url = self.endpoint + "/chat/completions"
-        try:
-            async with self._session.post(url, data=data, allow_redirects=False) as response:
-                raw = await read_bounded(response)
-                status, headers = response.status, response.headers
-        except aiohttp.ConnectionTimeoutError:
-            raise TransientError("connection", f"cannot connect to {self.endpoint} in time") from None
-        except TimeoutError:
-            raise TransientError("timeout", f"no answer within {self._timeout_s:g} s", billed=True) from None
-        except aiohttp.ClientConnectorError as error:
-            raise TransientError("connection", f"cannot connect to {self.endpoint}: {error.strerror}") from None
-        except aiohttp.InvalidURL:
-            raise TeacherUnavailable("not_an_api", f"{self.endpoint} is not a URL", usage=True) from None
-        except (aiohttp.ClientError, OSError) as error:
-            message = f"the connection broke: {type(error).__name__}"
-            raise TransientError("connection", message, billed=True) from None
-        if raw is None:
-            message = f"the server sends more than {LONGEST_RESPONSE_BYTES >> 20} MiB for one answer"
-            raise RequestRejected("too_large", message, billed=True)
-        try:
-            return parse_answer(status, headers, without_key(raw, self._key), sampling.max_tokens, turn=len(messages))
+            return parse_answer(status, headers, raw, sampling.max_tokens, turn=len(messages))
         except TeacherError as error:
-            hint = f". {self._key_hint}" if error.reason == "authentication" else ""
-            error.args = (redacted(str(error), self._key) + hint,)
-            raise
+            raise self.client.told(error) from None
 
     async def price(self) -> Price | None:
         """The model's price in the provider's list; None when there is no list, or it does not name the model."""
-        found = await self._get("/models")
-        rows = found.get("data") if isinstance(found, dict) else None
-        for row in rows if isinstance(rows, list) else []:
-            pricing = row.get("pricing") if isinstance(row, dict) else None
-            if isinstance(pricing, dict) and row.get("id") == self.model:
-                try:
-                    price = Price(float(pricing["prompt"]), float(pricing["completion"]), f"{self.endpoint}/models")
-                except (KeyError, TypeError, ValueError):
-                    return None
-                return price if price.prompt >= 0 and price.completion >= 0 else None  # -1: "depends" (a router)
-        return None
+        return await self.client.price(self.model)
 
     async def credit_left_usd(self) -> float | None:
         """What OpenRouter still lets this key spend; None elsewhere, or without a limit."""
         if self.backend != "openrouter":
             return None
-        found = await self._get("/key")
+        found = await self.client.get("/key")
         data = found.get("data") if isinstance(found, dict) else None
         left = data.get("limit_remaining") if isinstance(data, dict) else None
         return float(left) if isinstance(left, int | float) else None
-
-    async def _get(self, path: str) -> Any:
-        """The JSON at a free endpoint, or None: prices are a convenience, so that a failure is not an error."""
-        try:
-            timeout = aiohttp.ClientTimeout(total=min(15, self._timeout_s))
-            async with self._session.get(self.endpoint + path, timeout=timeout, allow_redirects=False) as response:
-                raw = await read_bounded(response) if response.status == 200 else None
-                return None if raw is None else orjson.loads(raw)
-        except (aiohttp.ClientError, TimeoutError, OSError, orjson.JSONDecodeError):
-            return None
 
     def drain(self) -> None:
         """Requests begin at once; there is nothing to cancel."""
 
     async def aclose(self) -> None:
-        if self._session_ is not None:
-            await self._session_.close()
-
-
-async def read_bounded(response: aiohttp.ClientResponse) -> bytes | None:
-    """The body, or None (and a closed connection) when it is longer than LONGEST_RESPONSE_BYTES, decompressed."""
-    pieces: list[bytes] = []
-    length = 0
-    async for piece in response.content.iter_any():
-        length += len(piece)
-        if length > LONGEST_RESPONSE_BYTES:
-            response.close()
-            return None
-        pieces.append(piece)
-    return b"".join(pieces)
-
-
-def checked_url(url: str, source: str) -> str:
-    """The URL, when a request can be sent there. Raises UsageError, which names where it came from."""
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-        host.encode("idna")
-        if not host or parts.port == 0:
-            raise ValueError
-    except ValueError:  # UnicodeError too, for "http://a..b"
-        shown = re.sub(r"//[^/]*@", "//***@", url)
-        raise UsageError(f"{source}: {shown} is not a URL such as http://127.0.0.1:8000/v1.") from None
-    return url
-
-
-def environment_proxy(url: str) -> str | None:
-    """The proxy that the environment (HTTPS_PROXY, NO_PROXY, ...) names for a URL; without a scheme it is http, as curl
-    reads it. Raises UsageError for one that cannot be used.
-
-    Found once and here, since aiohttp's trust_env looks it up for every request, in two threads, which costs as much
-    as the request; and it would send a password of ~/.netrc to a server that has no key.
-    """
-    host = urlsplit(url)
-    proxy = None if proxy_bypass(host.hostname or "") else getproxies().get(host.scheme)
-    if proxy is None:
-        return None
-    source = f"the proxy of the environment ({host.scheme.upper()}_PROXY)"
-    scheme, separator, _ = proxy.partition("://")
-    if not separator:
-        proxy = f"http://{proxy}"
-    elif scheme not in ("http", "https"):
-        raise UsageError(f"{source} is of the kind {scheme}; only http and https are supported.")
-    return checked_url(proxy, source)
-
-
-def without_key(raw: bytes, key: str | None) -> bytes:
-    """What arrived, with the API key blanked out wherever a server echoes it: it has no place in training data.
-
-    A short placeholder such as "ollama" is no secret, and may be a word of an answer.
-    """
-    return raw.replace(key.encode(), b"***") if key and len(key) >= 16 else raw
+        await self.client.aclose()
 
 
 def merged(body: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from core.data.statistics import wilson
-from core.generation import engine
+from core.teachers import engine
 from tests.conftest import Generate
 from tests.support.mcp_servers import command
 from tests.support.running import KEY, ROOT, Outcome, Reply, ended, start, write_rows

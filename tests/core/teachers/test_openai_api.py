@@ -22,7 +22,8 @@ from core.errors import (
 )
 from core.teachers import open_teacher
 from core.teachers.api_answers import parse_answer, retry_after_s
-from core.teachers.openai_api import LONGEST_RESPONSE_BYTES, ApiTeacher
+from core.teachers.api_client import LONGEST_RESPONSE_BYTES
+from core.teachers.openai_api import ApiTeacher
 from core.teachers.protocol import Completion, Sampling, Usage
 from tests.support.running import KEY, Mock, Received, Reply, chat_answer, small_server
 

@@ -6,7 +6,8 @@ import base64
 import pytest
 
 from core.errors import TransientError, UsageError
-from core.teachers.openai_api import ApiTeacher, environment_proxy
+from core.teachers.api_client import environment_proxy
+from core.teachers.openai_api import ApiTeacher
 from core.teachers.protocol import Sampling
 
 

@@ -13,8 +13,8 @@ import pytest
 from core.data.progress import Progress
 from core.data.stop import Stop
 from core.errors import RequestRejected, StoppedEarly, TeacherError, TeacherUnavailable, Throttled, TransientError
-from core.generation import engine as engine_module
-from core.generation.engine import Engine, Limits
+from core.teachers import engine as engine_module
+from core.teachers.engine import Engine, Limits
 
 Attempt = Callable[[int], Awaitable[float]]
 

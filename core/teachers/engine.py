@@ -94,6 +94,7 @@ class Engine(Generic[W, A]):
     unfinished: whether the work wants another attempt after an answer; None: an answer settles it.
     ahead_usd: of new work and all begun work: money that must be free besides, so that what is begun can be ended.
     answered_usd: the cost of an answer that came in an attempt which is cut off afterwards; None: no answer came.
+    spending: what other engines of this run have spent under the same budget; this one adds to it.
     """
 
     def __init__(
@@ -111,9 +112,10 @@ class Engine(Generic[W, A]):
         unfinished: Callable[[A], bool] | None = None,
         ahead_usd: Callable[[W, list[W]], float] | None = None,
         answered_usd: Callable[[W], float | None] | None = None,
+        spending: Spending | None = None,
     ) -> None:
         self.limits = limits
-        self.spending = Spending()
+        self.spending = spending or Spending()
         self.allowed = float(limits.concurrency)
         self.stopped: DistillError | None = None
         self._attempt, self._cost_usd, self._worst_usd = attempt, cost_usd, worst_usd

@@ -2,7 +2,7 @@
 
 from ..commands.teacher import TeacherOptions
 from ..errors import UsageError
-from ..teachers import Completer, Completion, Price, Usage
+from .protocol import Completer, Completion, Price, Usage
 
 
 def given_price(options: TeacherOptions) -> Price | None:
