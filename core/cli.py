@@ -83,6 +83,15 @@ def _run(name: str, argv: Sequence[str]) -> tuple[int, bool]:
     from .commands import load
 
     model = load(name)
+    argv, typed = undotted(model, argv)
+    try:
+        return _run_parsed(name, model, argv)
+    except UsageError as error:
+        error.args = (with_dots(str(error), typed),)
+        raise
+
+
+def _run_parsed(name: str, model: "type[Command]", argv: Sequence[str]) -> tuple[int, bool]:
     flags = parse(name, model, argv)
     if flags is None:
         return ExitCode.DONE, False
@@ -164,6 +173,31 @@ def parse(name: str, model: "type[Command]", argv: Sequence[str]) -> dict[str, A
         message = str(error).replace("Unused Tokens:", "not an option, and no option takes it:")
         raise UsageError(f"{message} See --help.") from None
     return given
+
+
+def undotted(model: "type[Command]", argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """(the words with --teacher.backend as --teacher-backend, what was typed by what it means). A dot is a dash where
+    that makes a flag of the command."""
+    from .commands.base import flag
+
+    flags = {flag(field) for field in (*model.model_fields, *(field for field, _, _ in general_options(model)))}
+    words: list[str] = []
+    typed: dict[str, str] = {}
+    for word in argv:
+        name, equals, value = word.partition("=")
+        dashed = name.replace(".", "-")
+        if dashed != name and (dashed in flags or dashed.replace("--no-", "--", 1) in flags):
+            typed[dashed] = name
+            word = dashed + equals + value
+        words.append(word)
+    return words, typed
+
+
+def with_dots(message: str, typed: dict[str, str]) -> str:
+    """An error with the flags as they were typed."""
+    for dashed, dotted in typed.items():
+        message = re.sub(rf"{re.escape(dashed)}(?![\w-])", lambda _, name=dotted: name, message)
+    return message
 
 
 def help_of(name: str, model: "type[Command]") -> str:

@@ -17,6 +17,7 @@ COMMANDS = {
     "train_sft": ".train_sft:TrainSft",
     "train_gold": ".train_gold:TrainGold",
     "evaluate": ".evaluate:Evaluate",
+    "doctor": ".doctor:Doctor",
     "demo": ".demo:Demo",
 }
 

@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from .base import Command, Option, choices, flag
 
 LONGEST_NAMES = 26
+LONGEST_CHOICES = 40
 
 
 class Line(NamedTuple):
@@ -63,7 +64,8 @@ def option_line(name: str, option: Option, info: FieldInfo) -> Line:
         default = "on" if info.default else ""
     text = info.description or ""
     if allowed := choices(info):
-        text += f" [{'|'.join(allowed)}]"
+        short = "|".join(allowed)
+        text += f" [{short if len(short) <= LONGEST_CHOICES else ' | '.join(allowed)}]"  # a line may end between them
     if option.env_keys:
         text += f" [env: {', '.join(option.env_keys)}]"
     if default:

@@ -95,19 +95,7 @@ class TeacherOptions(Command):
     @field_validator("base_url")
     @classmethod
     def _http_without_secrets(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        if not value.startswith(("http://", "https://")):
-            raise ValueError("does not begin with http:// or https://")
-        if "@" in value or "?" in value or "#" in value:
-            raise ValueError("a URL with a user, a password or a query in it: put the key into .env instead")
-        try:
-            parts = urlsplit(value)
-            if not parts.hostname or parts.port == 0:
-                raise ValueError
-        except ValueError:
-            raise ValueError("is not a URL such as http://127.0.0.1:8000/v1") from None
-        return value.rstrip("/")
+        return None if value is None else web_address(value)
 
     @field_validator("extra_body")
     @classmethod
@@ -123,3 +111,18 @@ class TeacherOptions(Command):
         if self.base_url and self.backend in ("gguf", "hf"):
             raise ValueError(f"--base-url is for API teachers; --backend {self.backend} runs the model here")
         return self
+
+
+def web_address(value: str) -> str:
+    """A server's URL without a slash at its end. Raises ValueError for what is none, or holds a secret."""
+    if not value.startswith(("http://", "https://")):
+        raise ValueError("does not begin with http:// or https://")
+    if "@" in value or "?" in value or "#" in value:
+        raise ValueError("a URL with a user, a password or a query in it: put the key into .env instead")
+    try:
+        parts = urlsplit(value)
+        if not parts.hostname or parts.port == 0:
+            raise ValueError
+    except ValueError:
+        raise ValueError("is not a URL such as http://127.0.0.1:8000/v1") from None
+    return value.rstrip("/")

@@ -4,18 +4,48 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from .base import Option, Result
-from .teacher import Backend, TeacherOptions
+from ..errors import UsageError
+from .base import Option, Result, flag
+from .teacher import OWN_FIELDS, Backend, TeacherOptions, web_address
 from .training import RUN, TrainingCommand, layers
 
 DATA, STUDENT, TEACHER, ROLLOUTS, LOSS = "Data", "Student", "Teacher", "Rollouts", "Loss"
+API, MONEY = "Teacher behind an API", "Money"
 OPTIMISER, LORA, VALIDATION = "Optimiser", "LoRA", "Validation and checkpoints"
+
+TeacherMode = Literal["score", "probe", "teacher-text", "judge"]
+"""What a student learns from: see --teacher-mode."""
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 SPELT = {"fp32": "float32", "float": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16"}
 """Other spellings of number formats."""
+LOCAL = ("hf", "gguf")
+"""Backends that run the teacher in this process."""
+FOR_APIS = (
+    *("teacher_api_key_env", "teacher_extra_body", "teacher_concurrency", "teacher_timeout", "teacher_retries"),
+    *("teacher_price", "max_cost", "accept_noise", "staleness", "probe_positions"),
+    *("judge", "judge_group", "judge_rubric"),
+)
+"""Options that do nothing with a teacher in this process: whoever gives one expects something of it."""
+SERVERS = ("teacher_base_url", "teacher_tokenizer")
+"""What is known of a server: it may stay in .env, as other teachers' keys, while the teacher is in this process."""
+FOR_MODES: dict[str, tuple[TeacherMode, ...]] = {
+    "accept_noise": ("score", "probe"),
+    "staleness": ("score", "judge"),
+    "probe_positions": ("probe",),
+    "judge": ("judge",),
+    "judge_group": ("judge",),
+    "judge_rubric": ("judge",),
+}
+"""Options that do something in some modes only."""
+OURS = (
+    *OWN_FIELDS,
+    *("prompt", "input_ids", "text", "suffix", "logprobs", "top_logprobs", "prompt_logprobs", "echo", "echo_last"),
+    *("return_logprob", "logprob_start_len", "top_logprobs_num", "sampling_params", "response_format"),
+)
+"""Fields of a request that --teacher-extra-body may not set: what training reads would mean something else."""
 LOWER_IS_BETTER = ("loss", "kl", "bits_per_byte", "entropy", "truncated", "repetition")
 
 
@@ -25,7 +55,8 @@ class TrainGold(TrainingCommand):
     The two may have different tokenizers (GOLD). --lmbda mixes in reference answers from the data. Any prompt file
     will do; rows with an answer can also be trained on off-policy and are what validation measures on.
 
-    The teacher must be able to score a given text: a Hugging Face model or a GGUF file on this machine.
+    The teacher is a model on this machine, a server that scores given texts (vLLM, SGLang, Together, Fireworks), or one
+    that can only chat; what a student can learn from the last is weaker and has a name of its own: see --teacher-mode.
     """
 
     work: ClassVar[str] = "..training.gold:train"
@@ -33,15 +64,26 @@ class TrainGold(TrainingCommand):
         "python scripts/train_gold.py",
         "python scripts/train_gold.py -d train.jsonl -o runs/gold --student Qwen/Qwen2.5-0.5B-Instruct --dry-run",
         "python scripts/train_gold.py -d train.jsonl -o runs/gold --student student --teacher smollm2 --lora",
+        "python scripts/train_gold.py -d train.jsonl -o runs/gold --teacher-backend vllm --teacher Qwen/Qwen3-32B",
+        "python scripts/train_gold.py -d train.jsonl -o runs/gold --teacher-backend openrouter --teacher-mode probe "
+        "--max-cost 5",
         "python scripts/train_gold.py -d train.jsonl -o runs/gold --resume",
         "accelerate launch --multi_gpu --num_processes 2 scripts/train_gold.py -d train.jsonl -o runs/gold",
     )
-    headings: ClassVar[tuple[str, ...]] = (DATA, STUDENT, TEACHER, ROLLOUTS, LOSS, OPTIMISER, LORA, VALIDATION, RUN)
+    headings: ClassVar[tuple[str, ...]] = (
+        *(DATA, STUDENT, TEACHER, API, MONEY, ROLLOUTS, LOSS),
+        *(OPTIMISER, LORA, VALIDATION, RUN),
+    )
     name: ClassVar[str] = "train_gold"
     without_effect: ClassVar[frozenset[str]] = frozenset(
-        {"output", "resume", "overwrite", "dry_run", "save_every", "sample_every", "track", "teacher_batch_size"}
+        {
+            *("output", "resume", "overwrite", "dry_run", "save_every", "sample_every", "track", "teacher_batch_size"),
+            *("teacher_api_key_env", "teacher_concurrency", "teacher_timeout", "teacher_retries", "teacher_price"),
+            *("max_cost", "score_cache", "score_cache_path", "accept_noise"),
+            "teacher_mode",  # that of the run is part of its identity, wherever it came from
+        }
     )
-    rounding: ClassVar[tuple[str, ...]] = ("device", "threads", "micro_batch_size")
+    rounding: ClassVar[tuple[str, ...]] = ("device", "threads", "micro_batch_size", "teacher_base_url")
     why: ClassVar[dict[str, str]] = {
         "max_steps": "the learning rate follows it from the first step on: to train longer, begin a new run with best/ "
         "or final/ as --student (with --lora, written with --merge)",
@@ -83,22 +125,23 @@ class TrainGold(TrainingCommand):
     """Leave the embeddings (and an output layer tied to them) as they are: faster, for students of the same family."""
 
     teacher: Annotated[str, Option(TEACHER, env="TEACHER_MODEL_ID", mcp=True)] = "Qwen/Qwen2.5-7B-Instruct"
-    """The teacher: a folder, smollm2, or a name on the Hub."""
+    """The teacher: a folder, smollm2, a name on the Hub, or the name that a server has for it."""
     teacher_backend: Annotated[Backend | None, Option(TEACHER, env="TEACHER_BACKEND", mcp=True)] = None
-    """Library that runs it (default: gguf when --teacher-gguf is given, else hf). The API backends cannot score a
-    given text yet."""
+    """Who runs it (default: gguf when --teacher-gguf is given, openai with --teacher-base-url, else hf). hf and gguf
+    run it here; vllm, sglang, together and fireworks score given texts; the others only chat: see --teacher-mode."""
     teacher_gguf: Annotated[str | None, Option(TEACHER, env=("TEACHER_GGUF_PATH", "TEACHER_GGUF"), mcp=True)] = None
     """gguf: a .gguf file, a folder of them, or owner/repo on the Hub."""
     openrouter_model: Annotated[str, Option(TEACHER, env="OPENROUTER_MODEL")] = "qwen/qwen-2.5-7b-instruct"
-    """openrouter: the model there."""
+    """openrouter: the model there; --teacher where only that is given."""
     teacher_preferred_quant: Annotated[str, Option(TEACHER, env="TEACHER_PREFERRED_QUANT")] = "Q4_K_M"
     """gguf: the quantisation to take from a Hub repository."""
     teacher_n_gpu_layers: Annotated[int, Option(TEACHER, env="TEACHER_N_GPU_LAYERS")] = Field(default=-1, ge=-1)
     """gguf: layers to put on the GPU, -1 for all."""
     teacher_n_ctx: Annotated[int, Option(TEACHER, env="TEACHER_N_CTX")] = Field(default=2048, ge=0, le=10_000_000)
     """gguf: context length in tokens, prompt and answer together; 0 for all that the model has."""
-    teacher_top_k: Annotated[int, Option(TEACHER, env="TEACHER_TOP_K")] = Field(default=64, ge=1, le=1024)
-    """gguf: how many tokens it tells of each position; the others count as one outcome."""
+    teacher_top_k: Annotated[int, Option(TEACHER, env="TEACHER_TOP_K")] = Field(default=64, ge=0, le=1024)
+    """gguf and servers that score: how many tokens they tell of each position; the others count as one outcome. 0
+    (servers): the answer's own tokens only, which trains by a policy gradient."""
     teacher_dtype: Annotated[Precision, Option(TEACHER, env="TEACHER_DTYPE")] = "auto"
     """hf: number format of the weights (auto: float32 on a CPU, else the model's own)."""
     teacher_flash_attention: Annotated[bool, Option(TEACHER, env="TEACHER_FLASH_ATTENTION")] = False
@@ -106,7 +149,56 @@ class TrainGold(TrainingCommand):
     teacher_load_in_4bit: Annotated[bool, Option(TEACHER)] = False
     """hf: 4-bit weights (needs bitsandbytes)."""
     teacher_batch_size: Annotated[int, Option(TEACHER)] = Field(default=8, ge=1)
-    """hf: texts per forward pass."""
+    """hf: texts per forward pass. Servers that score: texts per request, where it is given (otherwise 1)."""
+
+    teacher_mode: Annotated[
+        Literal["auto", "score", "probe", "teacher-text", "judge"] | None, Option(API, env="TEACHER_MODE", mcp=True)
+    ] = None
+    """What the student learns from. score: every token of an answer is scored. For teachers that can only chat, in
+    falling order: probe (the teacher's next token at a few positions of the student's answers), teacher-text (its own
+    answers, with the log-probabilities that it tells), judge (grades of whole answers). auto: the first that works.
+    Without it score; where that does not work you are asked, because no weaker mode is chosen silently."""
+    teacher_base_url: Annotated[str | None, Option(API, env="TEACHER_BASE_URL", mcp=True, hidden=True)] = None
+    """The server, up to and with /v1 (default: the usual address of the --teacher-backend)."""
+    teacher_api_key_env: Annotated[str | None, Option(API, hidden=True)] = Field(
+        default=None, pattern=r"^[A-Z_][A-Z0-9_]*$"
+    )
+    """Name of the variable that holds the key (by default OPENROUTER_API_KEY, OPENAI_API_KEY, VLLM_API_KEY, ...)."""
+    teacher_tokenizer: Annotated[str | None, Option(API, env="TEACHER_TOKENIZER", mcp=True)] = None
+    """score: the teacher's tokenizer, a folder or a name on the Hub, where --teacher is a name that only the server
+    knows."""
+    teacher_extra_body: Annotated[dict[str, Any] | None, Option(API)] = None
+    """JSON object merged into every request, for what a provider offers beyond these options."""
+    teacher_concurrency: Annotated[int, Option(API)] = Field(default=16, ge=1)
+    """Most requests in flight; falls under rate limits and recovers by itself."""
+    teacher_timeout: Annotated[float, Option(API)] = Field(default=120, gt=0, le=86_400)
+    """Seconds for one request."""
+    teacher_retries: Annotated[int, Option(API)] = Field(default=5, ge=0)
+    """Further attempts at a request after timeouts, 5xx and broken answers (rate limits do not count)."""
+    staleness: Annotated[int, Option(API)] = Field(default=0, ge=0, le=1)
+    """1: the answers of a step are written by the student of the step before, so that the server scores them while
+    this one trains: faster, and slightly off-policy."""
+    accept_noise: Annotated[bool, Option(API)] = False
+    """Train although two scorings of one text differ by as much as there is to learn."""
+    probe_positions: Annotated[int, Option(API, mcp=True)] = Field(default=8, ge=1)
+    """probe: positions of each answer where the teacher is asked, those where the student is least sure; a request
+    each."""
+    judge: Annotated[Literal["rubric", "pairwise"], Option(API, mcp=True)] = "rubric"
+    """judge: grade each answer by a rubric, or compare every two answers to a prompt, in both orders."""
+    judge_group: Annotated[int, Option(API, mcp=True)] = Field(default=4, ge=2, le=64)
+    """judge: answers to one prompt, of which each is weighed against the others."""
+    judge_rubric: Annotated[str | None, Option(API)] = Field(default=None, min_length=1)
+    """judge: what makes an answer good, as text or a file that holds it (default: a general one)."""
+
+    max_cost: Annotated[float | None, Option(MONEY, mcp=True)] = Field(default=None, gt=0)
+    """Most USD that this run may spend, requests in flight counted at their worst case."""
+    teacher_price: Annotated[str | None, Option(MONEY)] = Field(default=None, pattern=r"^\d+(\.\d+)?/\d+(\.\d+)?$")
+    """USD per million prompt/completion tokens, as 3/15, where the provider lists no price."""
+    score_cache: Annotated[bool, Option(MONEY)] = True
+    """Keep what a server answers, so that neither a crashed run nor a repeated one pays anything twice.
+    --no-score-cache: ask anew."""
+    score_cache_path: Annotated[Path | None, Option(MONEY, env="SCORE_CACHE")] = None
+    """Another file for it (default: ~/.cache/distill/scores.sqlite)."""
 
     lmbda: Annotated[float, Option(ROLLOUTS, env="LMBDA", mcp=True)] = Field(default=0.5, ge=0, le=1)
     """Share of samples that the student answers itself (on-policy); the others take the answer in the data. Rows
@@ -211,6 +303,27 @@ class TrainGold(TrainingCommand):
             raise ValueError("name at least one layer, such as q_proj")
         return value
 
+    @field_validator("teacher_base_url")
+    @classmethod
+    def _http_without_secrets(cls, value: str | None) -> str | None:
+        return None if value is None else web_address(value)
+
+    @field_validator("teacher_extra_body")
+    @classmethod
+    def _leaves_our_fields_alone(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        """What is scored, drawn and paid rests on what training sets, so that it may not be set here."""
+        for key in value or {}:
+            if key in OURS:
+                raise ValueError(f'"{key}" is set by train_gold itself')
+        return value
+
+    @field_validator("judge_rubric")
+    @classmethod
+    def _a_text_or_a_file(cls, value: str | None) -> str | None:
+        if value is not None and rubric_file(value) is None and not any(map(str.isspace, value.strip())):
+            raise ValueError("is no file, and a rubric has more than one word")
+        return value
+
     @model_validator(mode="after")
     def _options_that_exclude_another(self) -> "TrainGold":
         if self.lambda_kd == 0 and self.lambda_sft == 0:
@@ -224,17 +337,100 @@ class TrainGold(TrainingCommand):
             raise ValueError("--teacher-backend gguf needs --teacher-gguf (TEACHER_GGUF): a .gguf file or owner/repo")
         return self
 
+    @model_validator(mode="after")
+    def _options_of_the_teacher(self) -> "TrainGold":
+        """What would do nothing is refused: whoever gave it expects something of it."""
+        mode = self.teacher_mode
+        if self.is_local:
+            if mode not in (None, "auto", "score"):
+                raise ValueError(
+                    f"--teacher-mode {mode} (TEACHER_MODE): for teachers that can only chat, and --teacher-backend "
+                    f"{self.backend} scores every token. Leave it out"
+                )
+            if names := self._given(FOR_APIS):
+                raise ValueError(
+                    f"{names}: for a teacher behind an API, and --teacher-backend {self.backend} runs the teacher "
+                    "here. Leave it out, or choose another --teacher-backend (TEACHER_BACKEND)"
+                )
+        if self.backend == "gguf" and not self.teacher_top_k:
+            raise ValueError("--teacher-top-k 0 (TEACHER_TOP_K): a gguf teacher tells one token at least")
+        if mode in (None, "auto"):
+            return self
+        for name, modes in FOR_MODES.items():
+            if mode not in modes and (given := self._given((name,))):
+                raise ValueError(f"{given}: for --teacher-mode {' or '.join(modes)}, and the mode is {mode}")
+        share = SHARES.get(mode)
+        if share is not None and "lmbda" in self.model_fields_set and self.lmbda != share:
+            who = "teacher" if share == 0 else "student"
+            raise ValueError(
+                f"--teacher-mode {mode}: the {who} writes all answers, so that --lmbda (LMBDA) is {share:g}, not "
+                f"{self.lmbda:g}. Leave it out"
+            )
+        return self
+
+    @property
+    def idle(self) -> str | None:
+        """A line for the user about what is known of a server and does nothing now; None without such a thing."""
+        names = self._given(SERVERS) if self.is_local else ""
+        return f"{names}: not used, because --teacher-backend {self.backend} runs the teacher here" if names else None
+
+    def _given(self, names: tuple[str, ...]) -> str:
+        """Those of these options that were given and are not as they are anyway, as flags with their keys."""
+        given = [name for name in names if name in self.model_fields_set]
+        given = [name for name in given if getattr(self, name) != type(self).model_fields[name].default]
+        return ", ".join(" or ".join([flag(name), *self.option(name).env_keys]) for name in given)
+
     @property
     def backend(self) -> Backend:
-        """The teacher's library."""
-        return self.teacher_backend or ("gguf" if self.teacher_gguf else "hf")
+        """Who runs the teacher."""
+        return self.teacher_backend or ("gguf" if self.teacher_gguf else "openai" if self.teacher_base_url else "hf")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the teacher runs in this process."""
+        return self.backend in LOCAL
 
     @property
     def teacher_name(self) -> str:
         """The teacher, as its backend names it."""
         if self.backend == "gguf":
             return self.teacher_gguf or self.teacher
-        return self.openrouter_model if self.backend == "openrouter" else self.teacher
+        asked = self.backend == "openrouter" and not (
+            "teacher" in self.model_fields_set and "openrouter_model" not in self.model_fields_set
+        )
+        return self.openrouter_model if asked else self.teacher
+
+    @property
+    def texts_per_request(self) -> int:
+        """To a server that scores. One at a time is the fastest where texts are few and requests are many at a time."""
+        return self.teacher_batch_size if "teacher_batch_size" in self.model_fields_set else 1
+
+    @property
+    def rubric(self) -> str | None:
+        """The text of --judge-rubric. Raises UsageError for a file that cannot be read."""
+        file = None if self.judge_rubric is None else rubric_file(self.judge_rubric)
+        if file is None:
+            return self.judge_rubric
+        try:
+            text = file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"--judge-rubric {file}: cannot be read as text ({error}).") from None
+        if not text:
+            raise UsageError(f"--judge-rubric {file}: the file is empty.")
+        return text
+
+    def in_mode(self, mode: TeacherMode) -> "TrainGold":
+        """These options once the mode is known: --teacher-mode and the --lmbda that goes with it are set.
+
+        Raises UsageError for options that do nothing in this mode, or contradict it.
+        """
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        try:
+            checked = TrainGold.model_validate({**given, "teacher_mode": mode})
+        except ValidationError as error:
+            said = "; ".join(str(problem["msg"]).removeprefix("Value error, ") for problem in error.errors())
+            raise UsageError(f"{said}.") from None
+        return checked.model_copy(update={"lmbda": SHARES.get(mode, self.lmbda)})
 
     @property
     def peak_learning_rate(self) -> float:
@@ -247,7 +443,9 @@ class TrainGold(TrainingCommand):
 
     @property
     def inputs(self) -> tuple[str | None, ...]:
-        return (self.student, self.teacher, self.teacher_gguf, self.data)
+        rubric = None if self.judge_rubric is None else rubric_file(self.judge_rubric)
+        files = (str(each) for each in (rubric, self.score_cache_path) if each is not None)
+        return (self.student, self.teacher, self.teacher_gguf, self.data, self.teacher_tokenizer, *files)
 
     @property
     def best_by(self) -> tuple[str, Literal["min", "max"]]:
@@ -261,10 +459,19 @@ class TrainGold(TrainingCommand):
         return self.monitor_mode == "max"
 
     def teacher_options(self, device: str, attention: Literal["sdpa", "flash_attention_2"]) -> TeacherOptions:
-        """For `open_scorer`. device: where this process trains."""
+        """For `open_scorer` and `open_remote`. device: where this process trains."""
         return TeacherOptions(
             model=self.teacher_name,
             backend=self.backend,
+            base_url=self.teacher_base_url,
+            api_key_env=self.teacher_api_key_env,
+            extra_body=self.teacher_extra_body,
+            concurrency=self.teacher_concurrency,
+            timeout=self.teacher_timeout,
+            retries=self.teacher_retries,
+            price=self.teacher_price,
+            max_cost=self.max_cost,
+            dry_run=self.dry_run,
             preferred_quant=self.teacher_preferred_quant,
             n_gpu_layers=self.teacher_n_gpu_layers,
             n_ctx=self.teacher_n_ctx,
@@ -277,37 +484,65 @@ class TrainGold(TrainingCommand):
         )
 
 
+SHARES: dict[str, float] = {"teacher-text": 0.0, "judge": 1.0}
+"""--lmbda of the modes that leave no choice."""
+
+
+def rubric_file(given: str) -> Path | None:
+    """The file that --judge-rubric names; None where it is the text itself."""
+    path = Path(given)
+    try:
+        return path if path.is_file() else None
+    except (OSError, ValueError):  # a long text is no name of a file
+        return None
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
 class GoldPlan(Result):
-    """What `--dry-run` found, from two steps that were really made."""
+    """What `--dry-run` found: of a teacher on this machine from two steps that were really made. A teacher behind an
+    API is not asked, because that may cost; then what only a whole step shows is None."""
 
     status: Literal["dry_run"] = "dry_run"  # pyright: ignore[reportIncompatibleVariableOverride]
     plan: list[str]
     """What the run would do, a line each: student, teacher, signal, data, ..."""
-    seconds_per_step: float
-    phases: dict[str, float]
+    mode: TeacherMode = "score"
+    seconds_per_step: float | None = None
+    phases: dict[str, float] = Field(default_factory=dict[str, float])
     """Seconds of the step by phase: generate, teacher, student, loss, optimiser."""
-    seconds_per_validation: float
-    seconds_in_all: float
-    peak_memory_gb: float
+    seconds_per_validation: float | None = None
+    seconds_in_all: float | None = None
+    peak_memory_gb: float | None = None
     """Most memory that this process held: on the GPU where there is one, else resident."""
-    loss: float
+    loss: float | None = None
+    requests_per_step: float | None = None
+    """To the teacher; None for one on this machine."""
+    cost_per_step_usd: float | None = None
+    cost_in_all_usd: float | None = None
+    """With all validations; both None where no price is known. Estimates: what the cache holds is not paid again."""
+    cost: str | None = None
+    """The same in words."""
 
     def summary(self) -> str:
-        shares = ", ".join(f"{name} {seconds:.2f}" for name, seconds in self.phases.items())
-        return "\n".join(
-            [
-                "dry run: two steps were made and thrown away; nothing was written.",
-                f"  step        {self.seconds_per_step:.2f} s ({shares}), loss {self.loss:.4g}",
-                f"  validation  {self.seconds_per_validation:.2f} s",
-                f"  memory      {self.peak_memory_gb:.2f} GB at most",
-                f"  in all      about {timedelta(seconds=round(self.seconds_in_all))}",
-                "next: the same command without --dry-run",
-            ]
-        )
+        made = "no request was made" if self.loss is None else "two steps were made and thrown away"
+        lines = [f"dry run: {made}; nothing was written."]
+        if self.seconds_per_step is not None:
+            shares = ", ".join(f"{name} {seconds:.2f}" for name, seconds in self.phases.items())
+            loss = "" if self.loss is None else f", loss {self.loss:.4g}"
+            lines.append(f"  step        {self.seconds_per_step:.2f} s ({shares}){loss}")
+        if self.seconds_per_validation is not None:
+            lines.append(f"  validation  {self.seconds_per_validation:.2f} s")
+        if self.peak_memory_gb is not None:
+            lines.append(f"  memory      {self.peak_memory_gb:.2f} GB at most")
+        if self.seconds_in_all is not None:
+            lines.append(f"  in all      about {timedelta(seconds=round(self.seconds_in_all))}")
+        if self.cost is not None:
+            lines.append(f"  cost        {self.cost}")
+        bound = " (add --max-cost to bound the spending)" if self.cost_in_all_usd else ""
+        lines.append(f"next: the same command without --dry-run{bound}")
+        return "\n".join(lines)
 
 
 class Phase(_Part):
@@ -315,6 +550,18 @@ class Phase(_Part):
 
     seconds: float
     cpu_seconds: float
+
+
+class CacheUse(_Part):
+    """What the score cache did for a run. hits: questions that it answered, of `lookups`; size_bytes: of its file."""
+
+    hits: int
+    lookups: int
+    size_bytes: int
+
+    @property
+    def hit_rate(self) -> float:
+        return self.hits / self.lookups if self.lookups else 0.0
 
 
 class GoldTrained(Result):
@@ -333,6 +580,15 @@ class GoldTrained(Result):
     """The same at best_step."""
     signal: str
     """What the student learnt from, in words."""
+    mode: TeacherMode = "score"
+    requests: int = 0
+    """Attempts at the teacher's server in this run, failed ones included; 0 for a teacher on this machine."""
+    spent_usd: float | None = None
+    """What they cost; None where nobody says, or nothing was asked."""
+    maybe_billed_usd: float = 0.0
+    """Upper bound of attempts that ended without an answer and may be billed all the same."""
+    cache: CacheUse | None = None
+    staleness: int = 0
     samples_trained: int
     tokens_trained: int
     """Tokens of answers, and of how many samples, over all steps."""
@@ -348,6 +604,11 @@ class GoldTrained(Result):
         took = timedelta(seconds=round(self.seconds))
         lines = [f"{self.output}: {self.steps:,} steps in {took}, {self.tokens_trained:,} tokens of answers"]
         lines.append(f"  signal      {self.signal}")
+        if self.mode != "score":
+            lines.append(f"  mode        {self.mode}: not every token was scored")
+        if self.staleness:
+            lines.append(f"  staleness   {self.staleness} step: answers were written by the student of the step before")
+        lines += self._asked()
         if self.before and self.after:
             lines.append(f"  {'held out':<28}{'before':>10}{'after':>10}{'best':>10}")
             for name, value in self.before.items():
@@ -373,6 +634,20 @@ class GoldTrained(Result):
         else:
             lines.append(f"next: look at {self.output / 'samples.jsonl'}; the student is in {self.output / 'best'}")
         return "\n".join(lines)
+
+    def _asked(self) -> list[str]:
+        """What the teacher's server was asked, and what that cost."""
+        lines: list[str] = []
+        if self.requests or self.spent_usd:
+            cost = "cost unknown (nobody states one)" if self.spent_usd is None else f"{self.spent_usd:.4f} USD"
+            maybe = f"; up to {self.maybe_billed_usd:.4f} USD more may be billed" if self.maybe_billed_usd else ""
+            lines.append(f"  requests    {self.requests:,}, {cost}{maybe}")
+        if self.cache is not None:
+            lines.append(
+                f"  cache       {self.cache.hits:,} of {self.cache.lookups:,} answers were there "
+                f"({self.cache.hit_rate:.0%}); {self.cache.size_bytes / 1e6:.1f} MB"
+            )
+        return lines
 
 
 def _figure(value: float | None) -> str:

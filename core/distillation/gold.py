@@ -207,12 +207,12 @@ def gold_sparse(
 
 
 def student_columns(teacher_ids: Tensor, vocabulary: VocabularyMap) -> Tensor:
-    """The student's columns of the same bytes, of the same shape; -1 where it has none."""
+    """The student's columns of the same bytes, of the same shape; -1 where it has none, and for -1."""
     partner = teacher_ids.new_full((vocabulary.teacher_width,), -1)
     partner[as_indices(vocabulary.teacher_ids, partner.device)] = as_indices(vocabulary.student_ids, partner.device).to(
         partner.dtype
     )
-    return partner[teacher_ids]
+    return partner[teacher_ids.clamp_min(0)].masked_fill(teacher_ids < 0, -1)
 
 
 def span_divergence(student: Tensor, teacher: Tensor, beta: float) -> Tensor:

@@ -116,10 +116,10 @@ def build(
                 )
         taken[eot_pair[0]] = eot_pair[1]
     texts, wholes = (
-        _by_bytes(teacher, teacher_width, teacher.special),
-        _by_bytes(teacher, teacher_width, ~teacher.added),
+        by_bytes(teacher, teacher_width, teacher.special),
+        by_bytes(teacher, teacher_width, ~teacher.added),
     )
-    own_texts, own_wholes = _by_bytes(student, student_width, student.special), {}
+    own_texts, own_wholes = by_bytes(student, student_width, student.special), {}
     for place in np.flatnonzero((student.added & student.known)[:student_width]).tolist():
         own_wholes.setdefault(student.pieces[place], place)
     used = set(taken.values())
@@ -168,7 +168,7 @@ def build_cached(
     return found
 
 
-def _by_bytes(side: TokenBytes, width: int, without: NDArray[np.bool_]) -> dict[bytes, int]:
+def by_bytes(side: TokenBytes, width: int, without: NDArray[np.bool_]) -> dict[bytes, int]:
     """The best id for each byte string, leaving out `without` (V,)."""
     usable = (side.known & ~without)[:width]
     best: dict[bytes, int] = {}

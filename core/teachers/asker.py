@@ -37,7 +37,7 @@ class Asker:
     def __init__(self, limits: Limits, stop: Stop) -> None:
         self.limits, self.spending, self.requests = limits, Spending(), 0
         self._stop = stop
-        self._allowed = float(limits.concurrency)
+        self._allowed, self._answered = float(limits.concurrency), False
         self._turn = asyncio.Lock()  # one engine at a time: they share the budget and the pace
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="asker", daemon=True)
@@ -50,17 +50,17 @@ class Asker:
         are lost to the caller, so `question.answered` is where they are kept. Raises KeyboardInterrupt when the user
         asked twice to stop.
         """
-        return self.begin(questions, question).result()
-
-    def begin(self, questions: Sequence[Q], question: Question[Q, A]) -> "Future[list[A | TeacherError]]":
-        """The same, without waiting for it."""
-        return self.run(self._ask(list(questions), question))
+        found = self.run(self._ask(list(questions), question)).result()
+        if found is None:
+            raise KeyboardInterrupt
+        return found
 
     def run(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
         """A coroutine in this thread, where the HTTP sessions live."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
-    async def _ask(self, questions: list[Q], question: Question[Q, A]) -> list[A | TeacherError]:
+    async def _ask(self, questions: list[Q], question: Question[Q, A]) -> list[A | TeacherError] | None:
+        """None when the user does not want to wait any more: KeyboardInterrupt would end the loop."""
         settled: dict[int, A | TeacherError] = {}
 
         async def attempt(number: int) -> A:
@@ -86,14 +86,17 @@ class Asker:
                 progress=Progress(),
                 stop=Unhurried(self._stop),
                 spending=self.spending,
+                allowed=self._allowed,
+                answered=self._answered,
             )
-            engine.allowed = self._allowed
             await engine.run(iter(range(len(questions))))
-            self._allowed = engine.allowed
+            self._allowed, self._answered = engine.allowed, engine.answered
         if len(settled) < len(questions):
             if isinstance(engine.stopped, TeacherError):
-                raise StoppedEarly(str(engine.stopped))
-            raise engine.stopped or KeyboardInterrupt
+                raise StoppedEarly(str(engine.stopped)) from engine.stopped
+            if engine.stopped is not None:
+                raise engine.stopped
+            return None
         return [settled[number] for number in range(len(questions))]
 
     def close(self) -> None:

@@ -41,7 +41,8 @@ FRUITLESS_S = 300.0
 @dataclass(frozen=True)
 class Limits:
     """concurrency: most attempts in flight.   retries: further attempts after a transient error.
-    max_cost_usd: most that may be spent.   fruitless_s: see FRUITLESS_S.
+    max_cost_usd: most that may be spent, one `share`-th of --max-cost.   goes_on: what a user then does.
+    fruitless_s: see FRUITLESS_S.
     holds: begun work keeps its place between attempts, because it holds something (a browser, a container). At most
         `concurrency` pieces are begun then, and one Ctrl-C lets them end.
     """
@@ -49,6 +50,8 @@ class Limits:
     concurrency: int
     retries: int = 5
     max_cost_usd: float | None = None
+    share: int = 1
+    goes_on: str = "The same command with a fresh --max-cost goes on."
     fruitless_s: float = FRUITLESS_S
     holds: bool = False
 
@@ -94,7 +97,8 @@ class Engine(Generic[W, A]):
     unfinished: whether the work wants another attempt after an answer; None: an answer settles it.
     ahead_usd: of new work and all begun work: money that must be free besides, so that what is begun can be ended.
     answered_usd: the cost of an answer that came in an attempt which is cut off afterwards; None: no answer came.
-    spending: what other engines of this run have spent under the same budget; this one adds to it.
+    spending, allowed, answered: of an engine of this run that came before: what was spent under the same budget, how
+    many attempts may be in flight, whether real answers came.
     """
 
     def __init__(
@@ -113,10 +117,12 @@ class Engine(Generic[W, A]):
         ahead_usd: Callable[[W, list[W]], float] | None = None,
         answered_usd: Callable[[W], float | None] | None = None,
         spending: Spending | None = None,
+        allowed: float | None = None,
+        answered: bool = False,
     ) -> None:
         self.limits = limits
         self.spending = spending or Spending()
-        self.allowed = float(limits.concurrency)
+        self.allowed = float(limits.concurrency) if allowed is None else allowed
         self.stopped: DistillError | None = None
         self._attempt, self._cost_usd, self._worst_usd = attempt, cost_usd, worst_usd
         self._succeeded, self._failed, self._drain = succeeded, failed, drain
@@ -130,7 +136,8 @@ class Engine(Generic[W, A]):
         self._cuts = 0  # since the last answer
         self._failed_in_a_row = 0
         self._fruitful_s = 0.0
-        self._drained = self._abandoning = self._answered = False
+        self._drained = self._abandoning = False
+        self.answered = answered
         self._begun_may_end = True  # whatever stopped the run: begun work that holds its place is still worth its money
 
     async def run(self, works: Iterator[W]) -> None:
@@ -233,11 +240,15 @@ class Engine(Generic[W, A]):
         return self.spending.bound + job.worst_usd + ahead_usd <= most
 
     def _budget_message(self, job: Job[W]) -> str:
+        most, share = self.limits.max_cost_usd or 0.0, self.limits.share
+        whole = f"{most * share:g} USD is reached"
+        if share > 1:
+            whole = f"{most * share:g} USD: one of {share} processes has reached its share of {most:g}"
         return (
-            f"--max-cost {self.limits.max_cost_usd:g} USD is reached: {self.spending.known:.4f} spent, "
+            f"--max-cost {whole}: {self.spending.known:.4f} spent, "
             f"{self.spending.maybe:.4f} possibly billed, and the next request may cost up to {job.worst_usd:.4f}"
             f"{', and more to be ended' if self._ahead_usd and not job.begun else ''}. "
-            "The same command with a fresh --max-cost goes on."
+            f"{self.limits.goes_on}"
         )
 
     def _too_dear(self, job: Job[W]) -> str:
@@ -288,7 +299,7 @@ class Engine(Generic[W, A]):
             self.spending.maybe += job.worst_usd
         else:
             self.spending.known += cost_usd
-        self._cuts, self._answered = 0, True
+        self._cuts, self.answered = 0, True
         self._fruitful_s = asyncio.get_running_loop().time()
         if self.allowed < self.limits.concurrency:
             self.allowed = min(float(self.limits.concurrency), self.allowed + 1 / self.allowed)
@@ -305,7 +316,7 @@ class Engine(Generic[W, A]):
             self.spending.known += error.cost_usd
         elif error.billed:
             self._maybe_billed(job)
-        if isinstance(error, TeacherUnavailable) and error.reason == "not_an_api" and self._answered:
+        if isinstance(error, TeacherUnavailable) and error.reason == "not_an_api" and self.answered:
             # Real answers came from there: a gateway between is in trouble, and its page says nothing about the others.
             error = TransientError("web_page", str(error))
         if isinstance(error, TeacherUnavailable):

@@ -43,7 +43,8 @@ class TeacherScores:
 
     completion_ids: the T tokens.
     picked: (T,), their log-probabilities; None where `hidden` tells them (see `picked_logprobs`).
-    top_ids, top_logprobs: (T, k), most probable first; with "top_k" only.
+    top_ids, top_logprobs: (T, k), most probable first; with "top_k" only. Where fewer than k are known the row ends in
+        -1 and LOG_ZERO (`distillation.losses`).
     hidden: (T, D), in the model's own number format, with the final norm, as the model's output head reads it; with
         "full" only. The distribution is log_softmax(head.logits(hidden)), which nobody needs to hold as a whole.
     """
@@ -175,7 +176,7 @@ class Scorer(Protocol):
 
 
 def open_scorer(options: "TeacherOptions", *, top_k: int = 64) -> Scorer:
-    """The scorer that the options name. Raises UsageError, with the reason, for a teacher that cannot score.
+    """The scorer on this machine that the options name (`ApiScorer` is one elsewhere). Raises UsageError for others.
 
     top_k: how many tokens a scorer tells of each position, where it does not tell the whole distribution.
     """
@@ -208,11 +209,8 @@ def open_scorer(options: "TeacherOptions", *, top_k: int = 64) -> Scorer:
         raise MissingDependency(str(missing.name), f"scoring with {backend}", "pip install -e '.[train]'") from None
     served = f"the server at {options.base_url}" if options.base_url else backend
     raise UsageError(
-        f"{options.model} cannot score through {served}: training needs the probability of every token of the "
-        "student's text, and a chat API tells only those of the tokens that it writes itself. What works: a model on "
-        "this machine, with the backend hf (TEACHER_BACKEND=hf, TEACHER_MODEL_ID=folder or name) or gguf "
-        "(TEACHER_BACKEND=gguf, TEACHER_GGUF=file or owner/repo). Or let this model write the answers "
-        "(generate_teacher_data) and learn those: train_gold with --lambda-kd 0 --lambda-sft 1."
+        f"{options.model} through {served} is no scorer on this machine. What works here: the backends hf and gguf. "
+        "train_gold also learns from servers."
     )
 
 
@@ -312,7 +310,7 @@ def top_k_kl(ours: TeacherScores, theirs: TeacherScores, k: int) -> "Tensor":
     same = ids[:, :, None] == other_ids[:, None, :]  # (T, k, k)
     p, q, same = p.cpu().double(), q.cpu().double(), same.cpu()  # not every device has float64
     shared = same.any(-1)
-    q = (same * q.exp()[:, None, :]).sum(-1).log()
+    q = (same * q.exp()[:, None, :]).sum(-1).log().clamp_min(-1e4)  # padding has no mass
     kept, kept_q = p.exp() * shared, q.exp() * shared
     # Below that, the rest is the rounding of float32.
     rest, rest_q = ((1 - mass.sum(-1)).clamp_min(1e-6) for mass in (kept, kept_q))

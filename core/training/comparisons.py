@@ -14,26 +14,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..commands.train_gold import TrainGold
 from ..distillation.fused import fused_jsd, fused_top_k_tail
 from ..distillation.fused_hybrid import fused_hybrid
 from ..distillation.fused_picked import fused_logprobs
 from ..distillation.fused_sparse import fused_sparse
 from ..distillation.gold import Merged, student_columns
-from ..distillation.losses import log_probs, sampled_reverse_kl, token_logprobs
+from ..distillation.losses import LOG_ZERO, log_probs, sampled_reverse_kl, token_logprobs
 from ..distillation.measures import Measures, Tally, add, compare, compare_groups
 from ..distillation.output_head import OutputHead
 from ..distillation.terms import LossTerms, sum_dtype
 from ..distillation.vocabulary import VocabularyMap
+from ..errors import UsageError
 from .exchange import (
     Exchange,
+    at_positions,
     joined,
     pieces,
     student_tokens,
+    teacher_best,
     teacher_picked,
     teacher_states,
     teacher_tokens,
     teacher_top,
 )
+from .signal import Mode
 
 MEASURED_VALUES = 2**23
 """Most logits of either side that a measure holds at a time: 32 MiB in float32."""
@@ -70,9 +75,14 @@ class Settings:
     def divergence(self) -> str:
         """In words."""
         at = "" if self.temperature == 1.0 else f" at temperature {self.temperature:g}"
-        if self.beta in (0.0, 1.0):
-            return ("KL(teacher || student)" if self.beta == 0.0 else "KL(student || teacher)") + at
-        return f"generalised Jensen-Shannon divergence, beta {self.beta:g}" + at
+        return divergence_words(self.beta) + at
+
+
+def divergence_words(beta: float) -> str:
+    """What beta chooses."""
+    if beta in (0.0, 1.0):
+        return "KL(teacher || student)" if beta == 0.0 else "KL(student || teacher)"
+    return f"generalised Jensen-Shannon divergence, beta {beta:g}"
 
 
 @dataclass(frozen=True)
@@ -168,6 +178,13 @@ def given_tokens(hidden: Tensor, head: OutputHead, exchanges: Sequence[Exchange]
     return sampled_reverse_kl(ours, theirs, None)
 
 
+def told_rows(hidden: Tensor, head: OutputHead, exchanges: Sequence[Exchange], beta: float) -> LossTerms:
+    """A few positions of answers, the teacher's most probable tokens there (in columns of the student's) and all others
+    as one. Of the answer's own token nothing more is known than that."""
+    rows, parts = at_positions(hidden, exchanges)
+    return fused_top_k_tail(rows, head, *teacher_best(parts, rows), beta)
+
+
 # --- measures ---
 
 
@@ -213,15 +230,27 @@ def measure_best(hidden: Tensor, head: OutputHead, exchange: Exchange, settings:
         there = torch.tensor(np.flatnonzero(single[groups.teacher]), device=hidden.device)
         ids, logprobs = ids[there], logprobs[there]
         found["single_groups"] = Tally(int(single.sum()), groups.count)
-    for name, beta in (("kl", 0.0), ("reverse_kl", 1.0)):
-        terms = fused_top_k_tail(hidden[rows], head, ids, logprobs, beta)
-        found[name] = Tally(terms.total.item(), terms.tokens)
-    same, start, entropy = 0, 0, 0.0
-    for ours in head.logprobs(hidden[rows]):
-        same += int((ours.argmax(-1) == ids[start : start + len(ours), 0]).sum())
-        entropy -= float((ours.exp() * ours.clamp_min(-1e4)).sum(dtype=sum_dtype(ours.device)))
-        start += len(ours)
-    return found | {"top1_agreement": Tally(same, len(rows)), "entropy": Tally(entropy, len(rows))}
+    return found | _from_best(hidden[rows], head, ids, logprobs)
+
+
+@torch.no_grad()
+def measure_told(hidden: Tensor, head: OutputHead, exchanges: Sequence[Exchange]) -> Measures:
+    """A few positions of answers, and how surely the student would have written them (`nats`).
+
+    probed_mass: the teacher's probability of tokens that the student has a column for: what is compared one by one.
+    """
+    rows, parts = at_positions(hidden, exchanges)
+    ids, logprobs = teacher_best(parts, rows)
+    mass = logprobs.exp().masked_fill(ids < 0, 0.0).sum(dtype=sum_dtype(ids.device))
+    found = {"nats": own_nats(hidden, head, exchanges), "probed_mass": Tally(float(mass), len(rows))}
+    return found | _from_best(rows, head, ids, logprobs)
+
+
+@torch.no_grad()
+def own_nats(hidden: Tensor, head: OutputHead, exchanges: Sequence[Exchange]) -> Tally:
+    """-log p of the answers' tokens by the student."""
+    ours = fused_logprobs(hidden, head, student_tokens(exchanges, hidden))
+    return Tally(-float(ours.sum(dtype=sum_dtype(ours.device))), len(ours))
 
 
 @torch.no_grad()
@@ -258,6 +287,42 @@ def _gold_words(settings: Settings) -> str:
     return (
         f"GOLD, whole distributions of two tokenizers: {settings.divergence} over {_shared(settings)} and the rest; "
         f"{ranked} by rank; {several[settings.merged]}"
+    )
+
+
+def check_loss(options: TrainGold, mode: Mode) -> None:
+    """Raises UsageError for options of comparisons that need more than a teacher tells that can only chat."""
+    named = [] if options.loss == "auto" else [f"--loss {options.loss}"]
+    if options.loss_temperature != 1.0:
+        named.append(f"--loss-temperature {options.loss_temperature:g}")
+    if named:
+        raise UsageError(
+            f"{' and '.join(named)}: for teachers that score the student's text, and with --teacher-mode {mode} "
+            "there are no such scores. Leave it out."
+        )
+
+
+def probe_words(beta: float, top: int, positions: int, tokens: int) -> str:
+    """positions: probed of each answer.   tokens: of the longest answer."""
+    return (
+        f"probe: {min(positions, tokens)} of up to {tokens:,} positions of each answer, those where the student is "
+        f"least sure; there the teacher's {top} most probable next tokens and all others as one: "
+        f"{divergence_words(beta)}. The other positions are not compared"
+    )
+
+
+def text_words(beta: float, top: int) -> str:
+    return (
+        f"teacher-text: the teacher's own answers (off-policy: the student writes none), of each token its {top} most "
+        f"probable and all others as one: {divergence_words(beta)}; groups of several tokens as a whole"
+    )
+
+
+def judge_words(judge: str, group: int) -> str:
+    graded = {"rubric": "each graded by a rubric", "pairwise": "every two compared in both orders"}
+    return (
+        f"judge: group of {group} answers per prompt, {graded[judge]}; one score for a whole answer, less the group's "
+        "mean, weighs a policy gradient on its sampled tokens. No distribution is compared"
     )
 
 
@@ -317,6 +382,25 @@ def _best(exchanges: Sequence[Exchange], like: Tensor, settings: Settings) -> tu
     if settings.vocabulary is not None:
         return student_columns(ids, settings.vocabulary), logprobs
     return ids.masked_fill(ids >= settings.student_width, -1), logprobs
+
+
+def _from_best(hidden: Tensor, head: OutputHead, ids: Tensor, logprobs: Tensor) -> Measures:
+    """From rows (N, D) and the teacher's k best there, as columns of the student's: -1 where it has none."""
+    found: Measures = {}
+    for name, beta in (("kl", 0.0), ("reverse_kl", 1.0)):
+        terms = fused_top_k_tail(hidden, head, ids, logprobs, beta)
+        found[name] = Tally(terms.total.item(), terms.tokens)
+    same, start, entropy = 0, 0, 0.0
+    for ours in head.logprobs(hidden):
+        same += int((ours.argmax(-1) == ids[start : start + len(ours), 0]).sum())
+        entropy += float(entropies(ours).sum(dtype=sum_dtype(ours.device)))
+        start += len(ours)
+    return found | {"top1_agreement": Tally(same, len(hidden)), "entropy": Tally(entropy, len(hidden))}
+
+
+def entropies(logprobs: Tensor) -> Tensor:
+    """(N, V) -> (N,), nats."""
+    return -(logprobs.exp() * logprobs.clamp_min(LOG_ZERO)).sum(-1)
 
 
 def _likelihoods(hidden: Tensor, head: OutputHead, exchange: Exchange) -> Measures:

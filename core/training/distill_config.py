@@ -40,7 +40,8 @@ def gold_options(
 
     origins: those of `options`.   rows: in the data; they and the epochs give the number of steps.
     The student's own answers are trained (lmbda 1) towards the teacher by the reverse KL divergence (beta 1), as
-    `rnow` does. Raises UsageError for what cannot be done here, and for a teacher that nobody names.
+    `rnow` does; with TEACHER_MODE=teacher-text, which has no answers of the student's, the teacher's are. Raises
+    UsageError for what cannot be done here, and for a teacher that nobody names.
     """
     flags: dict[str, Any] = {}
     below: dict[str, Any] = {}
@@ -70,9 +71,8 @@ def gold_options(
         put("num_epochs", "max_steps", max(1, steps))
     steps = flags.get("max_steps", below.get("max_steps"))
     put("save_step", "save_every", options.save_step if options.save_step > 0 else steps)
-    below |= {"lmbda": 1.0, "beta": 1.0}
-
     named = {**{key: value for key, value in dotenv.items() if value}, **environment}
+    below |= {"beta": 1.0} if named.get("TEACHER_MODE") == "teacher-text" else {"lmbda": 1.0, "beta": 1.0}
     gguf = any(named.get(key) for key in GGUF) and named.get("TEACHER_BACKEND") != "hf"
     teacher = project.values.get("teacher.path") if project else None
     if teacher and project and not gguf:
@@ -80,7 +80,7 @@ def gold_options(
             beside(project.path, teacher),
             f"{project.path}:{project.lines.get('teacher.path')}",
         )
-    elif not gguf and not named.get("TEACHER_MODEL_ID"):
+    elif not gguf and not named.get("TEACHER_MODEL_ID") and named.get("TEACHER_BACKEND") != "openrouter":
         raise UsageError("dataset_type: distill needs a teacher: teacher.path in config.yml, or TEACHER_MODEL_ID")
     places = {**dict.fromkeys(below, "dataset_type: distill"), **places}
     command, found = resolve(TrainGold, flags, environment, dotenv, project=(below, places))

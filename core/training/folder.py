@@ -104,6 +104,11 @@ class RunFolder:
         self._compare(self._before)
 
     @property
+    def identity_before(self) -> dict[str, Any]:
+        """What `identify` noted of the run that --resume goes on with; {} where there is none."""
+        return dict(self._before["identity"]) if self._options.resume and self._before is not None else {}
+
+    @property
     def finished(self) -> bool:
         return self._options.resume and self._before is not None and self._before.get("status") == "done"
 

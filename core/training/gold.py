@@ -1,26 +1,22 @@
 """`train_gold`: the student answers, the teacher scores, the student learns."""
 
-import importlib.util
-import os
-from collections.abc import Callable
-from contextlib import ExitStack
-from pathlib import Path
+from contextlib import ExitStack, closing
 
 import torch
 
 from ..commands.train_gold import GoldPlan, GoldTrained, TrainGold
 from ..data.prompts import check_source
 from ..data.run import Run
-from ..errors import UsageError
-from ..teachers.scorer import Scorer, open_scorer
+from ..errors import Elsewhere, ExitCode, StoppedEarly
+from .ahead import Ahead
+from .exchange import Exchange
 from .folder import open_folder
 from .job import Job
-from .learner import Learner
+from .learner import Draw, Learner
 from .order import Order
 from .plan import plan_lines
-from .samples import read_samples
-from .signal import Signal
 from .student import load_student
+from .teaching import open_teacher, take_in
 from .world import World
 
 ON_A_CPU = 2
@@ -42,42 +38,36 @@ def _train(options: TrainGold, run: Run, world: World, stack: ExitStack) -> Gold
 
     # What can be refused at once, then both models, the data as they read it, and what the student will learn from.
     world.on_main(lambda: check_source(options.data))
-    scorer = open_teacher(options, world, note)
+    teacher = open_teacher(options, world, run, stack)
     folder = None if options.dry_run else world.on_main(lambda: open_folder(options, run, world.count, stack))
     student = load_student(options, world.device, note, freeze_embeddings=options.freeze_embeddings)
-    signal = None
-    if scorer is not None:
-        stack.callback(scorer.close)
-        scorer.prepare(note)
-        signal = Signal(options, student.side, student.head, scorer)
-    samples = read_samples(
-        options,
-        student.side,
-        None if signal is None else signal.teacher_side,
-        student.context_tokens,
-        None if scorer is None else scorer.context_tokens,
-        note,
-    )
-    plan = plan_lines(options, student, scorer, signal, samples, world.count, world.device)
+    lesson = take_in(options, run, world, teacher, student, folder)
+    options, signal, samples = lesson.options, lesson.signal, lesson.samples
+    plan = plan_lines(lesson, student, world.count, world.device)
     note("\n".join(plan))
-    learner = Learner(options, world, student, scorer, signal, note)
-    order = Order(len(samples.train), options.batch_size, options.seed)
-    job = Job(options, run, world, folder, learner, samples)
+    learner = Learner(options, world, student, signal, note)
+    per_prompt = 1 if signal is None else signal.per_prompt
+    order = Order(len(samples.train), max(1, options.batch_size // per_prompt), options.seed)
+    job = Job(lesson, run, world, folder, learner)
     run.stop.check()
-    if options.dry_run:
-        draws = [(samples.train[place], draw) for place, draw in world.share(order.step(1))]
-        return job.rehearse(draws, plan)
 
-    with job:
+    def draws(step: int) -> list[Draw]:
+        """This process' part of a step; answers to one prompt stay together."""
+        return [
+            (samples.train[place], draw * per_prompt + number)
+            for place, draw in world.share(order.step(step))
+            for number in range(per_prompt)
+        ]
+
+    if options.dry_run:
+        return job.rehearse(draws(1), plan)
+
+    with job, closing(job.open_ahead(draws)) as ahead:
         while not job.done:
             job.step += 1
             torch.manual_seed((options.seed * 1_000_003 + job.step) * 1_009 + world.rank)  # for dropout
-            draws = [(samples.train[place], draw) for place, draw in world.share(order.step(job.step))]
 
-            exchanges = learner.answer(draws, aborted=lambda: run.stop.now)
-            if run.stop.now:
-                raise KeyboardInterrupt
-            exchanges = learner.score(exchanges)
+            exchanges = prepare(ahead, job, world)
             learnt = learner.learn(exchanges)
 
             job.record(learnt, exchanges)
@@ -91,34 +81,21 @@ def _train(options: TrainGold, run: Run, world: World, stack: ExitStack) -> Gold
         return job.finish()
 
 
-def open_teacher(options: TrainGold, world: World, note: Callable[[str], None]) -> Scorer | None:
-    """The scorer of this process; None where only the answers in the data are learnt (--lambda-kd 0).
+def prepare(ahead: Ahead, job: Job, world: World) -> list[Exchange]:
+    """The answers of a step, scored, and the next step's begun.
 
-    Raises UsageError for a teacher that cannot score, is not there, or is the student itself.
+    Raises StoppedEarly when there are none in one of the processes (the budget is reached, the server is gone, ...):
+    what was learnt before is saved first, so that no step is paid for twice.
     """
-    if options.lambda_kd == 0:
-        return None
-    flash = options.teacher_flash_attention
-    if flash and not (world.device.type == "cuda" and importlib.util.find_spec("flash_attn")):
-        note("TEACHER_FLASH_ATTENTION: there is no CUDA or no package flash_attn here, so attention is torch's own")
-        flash = False
-    device = str(world.device)
-    if options.backend == "gguf":  # llama.cpp takes all cores and all GPUs unless it is told
-        threads = options.threads or max(1, (os.cpu_count() or 1) // world.count)
-        layers = 0 if world.device.type == "cpu" else options.teacher_n_gpu_layers
-        options = options.model_copy(update={"threads": threads, "teacher_n_gpu_layers": layers})
-    scorer = open_scorer(
-        options.teacher_options(device, "flash_attention_2" if flash else "sdpa"), top_k=options.teacher_top_k
-    )
-    if options.backend == "hf" and same_model(options.student, options.teacher_name):
-        raise UsageError(
-            f"student and teacher are the same model ({options.teacher_name}): there is nothing to learn. "
-            "make_student makes a smaller one of it."
-        )
-    return scorer
-
-
-def same_model(student: str, teacher: str) -> bool:
-    """Whether two names stand for one model."""
-    paths = [Path(name).expanduser().resolve() for name in (student, teacher)]
-    return student == teacher or (paths[0] == paths[1] and paths[0].exists())
+    exchanges: list[Exchange] = []
+    problem: StoppedEarly | None = None
+    try:
+        exchanges = ahead.take(job.step)
+        ahead.begin(job.step + 1)
+    except StoppedEarly as error:
+        problem = error
+    if world.any(problem is not None):
+        job.step -= 1
+        job.save()
+        raise problem or Elsewhere(ExitCode.STOPPED, "another process cannot go on")
+    return exchanges

@@ -11,18 +11,20 @@ from typing import Any, Literal
 
 import torch
 
-from ..commands.train_gold import GoldPlan, GoldTrained, TrainGold
+from ..commands.train_gold import CacheUse, GoldPlan, GoldTrained
 from ..data.run import Run
 from ..distillation.measures import Measures, add
-from ..errors import StoppedEarly, UsageError
+from ..errors import Elsewhere, ExitCode, StoppedEarly, UsageError
 from ..plots.curves import draw_curves
+from .ahead import Ahead, Answer
 from .checkpoints import load_state
 from .exchange import Exchange
 from .folder import SAVED, RunFolder
 from .learner import Draw, Learner, Learnt
 from .ownership import CURVES, METRICS
-from .samples import Sample, Samples
+from .samples import Sample
 from .student import load_weights
+from .teaching import Lesson
 from .validation import figures, sample_lines, validate
 from .world import World
 
@@ -32,36 +34,48 @@ SHOWN = 2
 """Answers to held-out prompts that samples.jsonl gets at each validation."""
 BETWEEN = ("validate", "save")
 """Phases that are no part of a step."""
+NOISY = 0.1
+"""Share of the distance between student and teacher that a server's own disagreement may be."""
+EMPTY_STEPS = 3
+"""So many steps in a row without any answer that the teacher said something of end a run."""
 REHEARSED = 8
 """Held-out samples that --dry-run measures."""
-CARRIED = ("step", "best_step", "stale", "ended", "samples_trained", "tokens_trained", "before", "after", "best")
+ASKED = ("requests", "spent_usd", "maybe_billed_usd")
+CARRIED = (
+    *("step", "best_step", "stale", "ended", "samples_trained", "tokens_trained"),
+    *("before", "after", "best", "validated"),
+)
 
 
 class Job:
     """The books of one run, open in `with job:`. All processes keep them alike; process 0 alone has a folder.
 
     step: optimiser steps made.   before, after, best: held-out measures at step 0, now, and at best_step.
-    stale: validations in a row without improvement.   ended: --patience has ended the run.
+    validated: the step of the last validation.   stale: validations in a row without improvement.   ended: --patience
+    has ended the run.
     """
 
     def __init__(
         self,
-        options: TrainGold,
+        lesson: Lesson,
         run: Run,
         world: World,
         folder: RunFolder | None,
         learner: Learner,
-        samples: Samples,
     ) -> None:
-        self.options, self.run, self.world, self.folder = options, run, world, folder
-        self.learner, self.samples = learner, samples
+        self.lesson, self.options, self.samples = lesson, lesson.options, lesson.samples
+        self.run, self.world, self.folder, self.learner = run, world, folder, learner
         self.step = self.best_step = self.stale = self.samples_trained = self.tokens_trained = 0
         self.before: dict[str, float] = {}
         self.after: dict[str, float] = {}
         self.best: dict[str, float] = {}
         self.ended = False
+        self.validated = self._empty = 0
         self._saved = -1
         self._own: list[Exchange] = []
+        self._ahead: Ahead | None = None
+        self._kept_ahead: list[Answer] = []
+        self._asked_before: dict[str, float] = {}
         self._began, self._seconds_before = time.monotonic(), 0.0
 
     @property
@@ -82,12 +96,16 @@ class Job:
         Raises UsageError, with nothing written, for a --monitor that is not measured.
         """
         before = None if self.options.resume else self._measure(self.samples.held_out)
+        self.world.on_main(lambda: self._check_noise(before or {}))
         self._on_folder(lambda folder: folder.begin(self.samples.files()))
         checkpoint = self.world.gather(self.folder.last_checkpoint if self.folder is not None else None)[0]
         for line in self.folder.notes if self.folder is not None else ():
             self.run.progress.note(line)
         if self.options.resume and checkpoint is not None:
             self._load(checkpoint)
+            due = self.step and (self.step % self.options.eval_every == 0 or self.step == self.options.max_steps)
+            if due and self.validated < self.step:  # it was what the run stopped at
+                self.validate()
         self.world.track("train_gold", self.options.model_dump(mode="json"))
         if not self.step:
             self.validate(before)
@@ -102,6 +120,8 @@ class Job:
         self._seconds_before = state["seconds"]
         for name in CARRIED:
             setattr(self, name, state[name])
+        self._kept_ahead = state["ahead"][self.world.rank]
+        self._asked_before = state["asked"]
         self._saved = self.step
         self.run.progress.note(f"going on after step {self.step}, from {checkpoint}")
 
@@ -113,11 +133,38 @@ class Job:
             with contextlib.suppress(StoppedEarly):  # on a full disk, which may be what stopped it
                 self.folder.finish("stopped", because=str(error))
 
+    def open_ahead(self, draws: Callable[[int], Sequence[Draw]]) -> Ahead:
+        """The answers and scores of the steps to come."""
+        options, stop = self.options, self.run.stop
+        self._ahead = Ahead(
+            self.learner, draws, staleness=options.staleness, last=options.max_steps, aborted=lambda: stop.now
+        )
+        if self._kept_ahead:
+            self._ahead.restore(self.step + 1, self._kept_ahead)
+        return self._ahead
+
+    def asked(self) -> dict[str, float]:
+        """What the teacher's server was asked in the whole run, by all processes, which all call this: requests, and
+        in USD what is known to have been paid and what may have been billed besides."""
+        remote = self.lesson.remote
+        if remote is None:
+            return {}
+        spending = remote.asker.spending
+        mine = self.world.sum([remote.asker.requests, spending.known, spending.maybe])
+        return {name: self._asked_before.get(name, 0) + value for name, value in zip(ASKED, mine, strict=True)}
+
     # ---- measures ----------------------------------------------------------------------------------------------
 
     def validate(self, measured: dict[str, float] | None = None) -> None:
         """Measure the held-out samples (or take what was measured); keep the student when it is the best so far."""
-        self.after = self._measure(self.samples.held_out) if measured is None else measured
+        if measured is None:
+            try:
+                measured = self._measure(self.samples.held_out)
+            except (StoppedEarly, Elsewhere):  # the teacher's server: the steps before are not to be paid again
+                if self.lesson.remote is not None and self.step:
+                    self.save()
+                raise
+        self.after, self.validated = measured, self.step
         if not self.after:
             return
         if self.folder is not None:
@@ -153,8 +200,15 @@ class Job:
         """Means over all processes' shares. Raises UsageError when the monitored measure is not among them."""
         if not held_out:
             return {}
+        mine: Measures = {}
+        problem: StoppedEarly | None = None
         with self.learner.watch("validate"):
-            mine = self._measure_share(self.world.share(held_out))
+            try:
+                mine = self._measure_share(self.world.share(held_out))
+            except StoppedEarly as error:
+                problem = error
+        if self.world.any(problem is not None):
+            raise problem or Elsewhere(ExitCode.STOPPED, "another process cannot go on")
         together: Measures = {}
         for part in self.world.gather(mine):
             together = add(together, part)
@@ -168,6 +222,23 @@ class Job:
                 f"--monitor {self.options.monitor} (MONITOR_METRIC) is not measured here; there are {', '.join(found)}."
             )
 
+    def _check_noise(self, before: Mapping[str, float]) -> None:
+        """Raises UsageError when two scorings of one text differ more than student and teacher do."""
+        ability = self.lesson.ability
+        noise = None if ability is None or ability.scoring is None else ability.scoring.noise.kl
+        size = before.get("val_kl", before.get("own_kl"))
+        if noise is None or not size:
+            return
+        words = (
+            f"two scorings of one text differ by a KL of {noise:.2g} nats per token, {noise / size:.0%} of the "
+            f"{size:.2g} between student and teacher"
+        )
+        self.run.progress.note(words)
+        if noise > NOISY * size and not self.options.accept_noise:
+            raise UsageError(
+                f"{words}: there is little to learn from it. Use one replica of your own, or --accept-noise."
+            )
+
     def _measure_share(self, share: Sequence[Sample]) -> Measures:
         learner = self.learner
         while True:
@@ -177,7 +248,6 @@ class Job:
                 found = validate(
                     learner.student,
                     learner.signal,
-                    learner.scorer,
                     share,
                     options,
                     self.world.autocast,
@@ -191,6 +261,10 @@ class Job:
 
     def record(self, learnt: Learnt, exchanges: Sequence[Exchange]) -> None:
         """One step's figures: into metrics.jsonl, the progress bar and the tracker; now and then an answer."""
+        self._empty = 0 if learnt.samples else self._empty + 1
+        if self._empty == EMPTY_STEPS:
+            reasons = "; ".join(self.learner.skipped) or "no reason is known"
+            raise StoppedEarly(f"{EMPTY_STEPS} steps in a row had nothing to learn from: {reasons}")
         self.samples_trained += learnt.samples
         self.tokens_trained += learnt.tokens
         phases = {name: spent for name, spent in self.learner.watch.lap().items() if name not in BETWEEN}
@@ -209,6 +283,7 @@ class Job:
             "seconds": seconds,
             "tokens_per_s": learnt.tokens / seconds,
         }
+        found |= self.asked()
         found = {name: value for name, value in found.items() if value is not None}
         self._event("train_step", **found, phases=phases)
         self.world.log({f"train_{name}": float(value) for name, value in found.items()}, self.step)
@@ -220,6 +295,7 @@ class Job:
         progress.counts.metrics = {"loss": learnt.loss, "tokens/s": found["tokens_per_s"]}
         if "val_kl" in self.after:
             progress.counts.metrics["held-out KL"] = self.after["val_kl"]
+        progress.counts.spend_usd = found.get("spent_usd") or None
         progress.tick()
 
     def _keep_samples(self, own: Sequence[Exchange]) -> None:
@@ -243,13 +319,16 @@ class Job:
         def save_model(target: Path) -> None:  # with LoRA the adapter alone, whatever --merge says
             self.learner.student.save(target, merge=False)
 
-        self._save(f"step-{self.step}", lambda folder: folder.checkpoint(self.step, save_model, self._state()))
+        state = self._state()
+        self._save(f"step-{self.step}", lambda folder: folder.checkpoint(self.step, save_model, state))
         self._saved = self.step
 
     def _state(self) -> dict[str, Any]:
-        """All but the weights that the rest of the run depends on."""
+        """All but the weights that the rest of the run depends on. Called by all processes."""
         phases = {name: phase.model_dump() for name, phase in self.learner.watch.total.items()}
-        kept = {name: getattr(self, name) for name in CARRIED}
+        kept: dict[str, Any] = {name: getattr(self, name) for name in CARRIED}
+        kept["ahead"] = self.world.gather([] if self._ahead is None else self._ahead.kept)
+        kept["asked"] = self.asked()
         return {**kept, "seconds": self.seconds, "phases": phases, "learner": self.learner.state()}
 
     def _save_model(self, target: Path) -> None:
@@ -280,6 +359,7 @@ class Job:
     def result(self, status: Literal["done", "interrupted"]) -> GoldTrained:
         """What was done, for a person and for a program."""
         phases = {name: phase for name, phase in self.learner.watch.total.items() if phase.seconds}
+        asked = self.asked()
         skipped = Counter(self.samples.skipped)
         for part in self.world.gather(self.learner.skipped):
             skipped.update(part)
@@ -297,6 +377,12 @@ class Job:
             signal="the answers in the data (cross-entropy)"
             if self.learner.signal is None
             else self.learner.signal.words,
+            mode="score" if self.learner.signal is None else self.learner.signal.mode,
+            requests=int(asked.get("requests", 0)),
+            spent_usd=self._known_cost(asked.get("spent_usd")),
+            maybe_billed_usd=asked.get("maybe_billed_usd", 0.0),
+            cache=self._cache_use(),
+            staleness=self.options.staleness,
             samples_trained=self.samples_trained,
             tokens_trained=self.tokens_trained,
             skipped=dict(skipped),
@@ -305,6 +391,20 @@ class Job:
             curves=self._draw(),
             improved=self._is_better(self.best.get(self.options.monitor), self.before.get(self.options.monitor)),
         )
+
+    def _known_cost(self, spent_usd: float | None) -> float | None:
+        """None where nobody says what a request costs: 0 would be a claim."""
+        remote = self.lesson.remote
+        unknown = remote is not None and remote.price is None and remote.provider.hosted and not spent_usd
+        return None if unknown else spent_usd
+
+    def _cache_use(self) -> CacheUse | None:
+        """Of this process since it began."""
+        remote = self.lesson.remote
+        if remote is None or remote.cache is None:
+            return None
+        used = remote.cache.report()
+        return CacheUse(hits=used.hits, lookups=used.hits + used.misses, size_bytes=used.size_bytes)
 
     def _draw(self) -> Path | None:
         """curves.png; without it, a run is no worse."""
@@ -323,7 +423,16 @@ class Job:
     def rehearse(self, draws: Sequence[Draw], plan: list[str]) -> GoldPlan:
         """Make two steps and throw them away: what the run will take. The first one warms up, and only after it does
         the optimiser hold all its memory."""
-        options, learner = self.options, self.learner
+        options, learner, cost = self.options, self.learner, self.lesson.cost
+        if cost is not None:  # a server is not asked, because that may cost
+            return GoldPlan(
+                plan=plan,
+                mode=cost.mode,
+                requests_per_step=cost.requests,
+                cost_per_step_usd=cost.usd,
+                cost_in_all_usd=cost.usd_in_all,
+                cost=str(cost),
+            )
         torch.manual_seed(options.seed)
         for _ in range(2):
             learner.watch.lap()

@@ -14,7 +14,6 @@ from ..commands.train_gold import TrainGold
 from ..distillation.fused import fused_cross_entropy
 from ..errors import StoppedEarly
 from ..teachers.hf_states import empty_caches, out_of_memory
-from ..teachers.scorer import Scorer
 from . import sampling
 from .exchange import Exchange
 from .order import on_policy, rollout_seed
@@ -26,7 +25,6 @@ from .world import World
 
 Draw = tuple[Sample, int]
 """A sample, and the number of its turn in the endless sequence of samples."""
-TOO_LONG = "the answer does not fit into the teacher's context"
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Learnt:
 class Learner:
     """The student and all that changes with it.
 
-    scorer, signal: None when only the answers in the data are learnt (SFT).   note: tells the user.
+    signal: None when only the answers in the data are learnt (SFT).   note: tells the user.
     skipped: samples that a step had to leave out, by reason.
     """
 
@@ -63,11 +61,10 @@ class Learner:
         options: TrainGold,
         world: World,
         student: Student,
-        scorer: Scorer | None,
         signal: Signal | None,
         note: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.options, self.world, self.student, self.scorer, self.signal = options, world, student, scorer, signal
+        self.options, self.world, self.student, self.signal = options, world, student, signal
         self.note = note
         self.watch = Stopwatch(world.device)
         self.parameters = student.trained_parameters()
@@ -85,7 +82,7 @@ class Learner:
 
         All of the student's answers are written in one batch.
         """
-        own = [(sample, draw) for sample, draw in draws if self._answers_itself(sample, draw)]
+        own = [(sample, draw) for sample, draw in draws if self.answers_itself(sample, draw)]
         written: list[Any] = []
         if own:
             with self.watch("generate"):
@@ -99,26 +96,37 @@ class Learner:
         for sample, draw in draws:
             if draw in answers:
                 made.append(exchange_of(self.signal, sample, answers[draw].tokens, answers[draw].ended, True))
+            elif self.signal is not None and self.signal.answers == "teacher":
+                made.append(exchange_of(self.signal, sample, [], False, False))  # it is written when it is scored
             elif sample.answer_ids:
                 made.append(exchange_of(self.signal, sample, sample.answer_ids, sample.answer_ended, False))
         return made
 
-    def _answers_itself(self, sample: Sample, draw: int) -> bool:
-        if self.signal is None:
+    def answers_itself(self, sample: Sample, draw: int) -> bool:
+        """Whether the student gives the answer to a draw."""
+        if self.signal is None or self.signal.answers == "teacher":
             return False
-        return not sample.answer_ids or on_policy(self.options.seed, draw, self.options.lmbda)
+        return (
+            self.signal.answers == "own"
+            or not sample.answer_ids
+            or on_policy(self.options.seed, draw, self.options.lmbda)
+        )
 
     # ---- score -------------------------------------------------------------------------------------------------
 
     def score(self, exchanges: Sequence[Exchange]) -> list[Exchange]:
         """The same with the teacher's scores (`Signal.scored`); what was left out is counted."""
-        if self.scorer is None or self.signal is None:
+        if self.signal is None:
             return list(exchanges)
         with self.watch("teacher"):
-            scored = self.signal.scored(self.scorer, exchanges)
-        if lost := len(exchanges) - len(scored):
-            self.skipped[TOO_LONG] = self.skipped.get(TOO_LONG, 0) + lost
+            scored = self.signal.scored(exchanges)
+        self.count_lost(exchanges, scored)
         return scored
+
+    def count_lost(self, asked: Sequence[Exchange], scored: Sequence[Exchange]) -> None:
+        """Remember how many answers the teacher said nothing of."""
+        if self.signal is not None and (lost := len(asked) - len(scored)):
+            self.skipped[self.signal.lost] = self.skipped.get(self.signal.lost, 0) + lost
 
     # ---- learn -------------------------------------------------------------------------------------------------
 
@@ -135,7 +143,7 @@ class Learner:
         counts = world.sum(
             [
                 sum(exchange.compared for exchange in exchanges),
-                sum(len(exchange.sample.answer_ids or ()) for exchange in exchanges),
+                sum(len(answer_to_learn(exchange)) for exchange in exchanges),
                 len(exchanges),
                 sum(len(exchange.completion_ids) for exchange in exchanges),
                 sum(exchange.on_policy for exchange in exchanges),
@@ -299,6 +307,11 @@ class Learner:
         self.schedule.load_state_dict(state["schedule"])
         self.micro_batch_size = min(self.micro_batch_size, state["micro_batch_size"])
         self.skipped = dict(state["skipped"])
+
+
+def answer_to_learn(exchange: Exchange) -> Sequence[int]:
+    """What the cross-entropy is taken of: an answer that is not the student's own."""
+    return (exchange.sample.answer_ids or ()) if exchange.on_policy else exchange.completion_ids
 
 
 def micro_batches(exchanges: Sequence[Exchange], size: int) -> Iterator[Sequence[Exchange]]:

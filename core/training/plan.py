@@ -11,11 +11,11 @@ from ..commands.train_gold import TrainGold
 from ..distillation.alignment import align
 from ..distillation.chat import ChatSide
 from ..distillation.vocabulary import VocabularyMap
-from ..teachers.scorer import Scorer
 from .memory import TeacherSize, memory_estimate, teacher_size
 from .samples import Sample, Samples
-from .signal import Signal
+from .score_signal import ScoreSignal
 from .student import Student
+from .teaching import Lesson
 
 MEASURED = 50
 """Samples whose text shows what the tokenizers share."""
@@ -39,22 +39,19 @@ class Shared:
 
 
 def plan_lines(
-    options: TrainGold,
+    lesson: Lesson,
     student: Student,
-    scorer: Scorer | None,
-    signal: Signal | None,
-    samples: Samples,
     processes: int,
     device: torch.device,
 ) -> list[str]:
-    """The plan, a line for each part: its name, padded to a column, and what it will be.
-
-    scorer, signal: prepared; None where the student learns from the answers in the data alone.
-    """
-    size = None if scorer is None else teacher_size(options, device)
-    lines = [("student", _student(options, student)), ("teacher", _teacher(options, scorer, size, device))]
+    """The plan, a line for each part: its name, padded to a column, and what it will be."""
+    options, samples, scorer, signal = lesson.options, lesson.samples, lesson.scorer, lesson.signal
+    local = scorer is not None and lesson.remote is None
+    size = teacher_size(options, device) if local else None
+    lines = [("student", _student(options, student)), ("teacher", _teacher(lesson, size, device))]
     if signal is not None:
         lines.append(("signal", signal.words))
+    if isinstance(signal, ScoreSignal):
         lines.append(("tokenizers", _tokenizers(student.side, signal, samples)))
     memory = memory_estimate(
         options,
@@ -70,9 +67,11 @@ def plan_lines(
         ("step", _step(options, processes, device)),
         ("answers", _answers(options, samples)),
         ("optimiser", _optimiser(options, samples)),
-        ("memory", _memory(memory, processes, known=scorer is None or size is not None)),
+        ("memory", _memory(memory, processes, known=not local or size is not None)),
         ("validation", _validation(options, samples)),
     ]
+    if lesson.cost is not None:
+        lines.append(("cost", str(lesson.cost)))
     return [f"{name:<12}{text}" for name, text in lines]
 
 
@@ -117,7 +116,7 @@ def _texts(student: ChatSide, samples: Samples) -> tuple[list[Answer], str]:
     return [(student.completion_ids(text.encode(), False), False) for text in islice(said, MEASURED)], "prompt"
 
 
-def _tokenizers(student: ChatSide, signal: Signal, samples: Samples) -> str:
+def _tokenizers(student: ChatSide, signal: ScoreSignal, samples: Samples) -> str:
     if signal.same_tokenizer or signal.vocabulary is None:
         return "one, compared token by token"
     answers, what = _texts(student, samples)
@@ -171,7 +170,11 @@ def _student(options: TrainGold, student: Student) -> str:
     return f"{student.name}: {amount(student.parameters)} parameters, {trained}{how}{frozen}{twice}"
 
 
-def _teacher(options: TrainGold, scorer: Scorer | None, size: TeacherSize | None, device: torch.device) -> str:
+def _teacher(lesson: Lesson, size: TeacherSize | None, device: torch.device) -> str:
+    options, scorer = lesson.options, lesson.scorer
+    if lesson.remote is not None:
+        mode = "not tested yet" if lesson.signal is None else f"mode {lesson.signal.mode}"
+        return f"{lesson.remote.model} ({lesson.remote.backend}) at {lesson.remote.client.endpoint}: {mode}"
     if scorer is None:
         return "none: --lambda-kd is 0, the student learns the answers in the data (SFT)"
     facts: list[str] = []

@@ -1,110 +1,68 @@
-"""What a teacher's scores of an answer tell the student, decided once for a run."""
+"""What the student learns from: one `Signal` for each kind of teacher, chosen before the first step."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from typing import Literal, Protocol, TypeVar
 
 from torch import Tensor
 
-from ..commands.train_gold import TrainGold
-from ..distillation.alignment import align
-from ..distillation.chat import ChatSide
-from ..distillation.measures import Measures, add
+from ..commands.train_gold import TeacherMode
+from ..distillation.measures import Measures
 from ..distillation.output_head import OutputHead
 from ..distillation.terms import LossTerms
-from ..distillation.token_bytes import same_tokens
-from ..distillation.vocabulary import VocabularyMap, build_cached
-from ..errors import RequestRejected, StoppedEarly, UsageError
-from ..teachers.scorer import Scorer, ScoreRequest
-from .comparisons import COMPARISONS, Settings, bits_per_byte
-from .exchange import Exchange, text_bytes
+from ..errors import RequestRejected, StoppedEarly, TeacherError
+from .exchange import Exchange
 from .samples import Sample
 
+Mode = TeacherMode
+Answers = Literal["both", "own", "teacher"]
+"""Whose answers are trained on: the student's own and those in the data; the student's only; the teacher's only."""
 
-class Signal:
-    """How the teacher's scores become a loss: from the two tokenizers, what the scorer can tell, and the options.
 
-    words: what trains the student, for people.
-    same_tokenizer: ids mean the same bytes on both sides, and answers end alike: what the student sampled is scored
-        as it is.   vocabulary: otherwise, which columns of the two models are the same bytes.
-    teacher_side: the teacher's tokenizer and chat template.
+OF_THE_SERVER = ("top_k_limit", "not_found", "invalid_request", "no_logprobs")
+"""Reasons why a request was rejected that are the server's or ours, when all are rejected for them."""
+T = TypeVar("T")
 
-    Raises UsageError for a --loss that does not fit the two tokenizers, or needs more than the scorer tells.
+
+class Signal(Protocol):
+    """How what the teacher tells becomes a loss.
+
+    words: what trains the student, for people.   per_prompt: how many answers to one prompt are compared with another.
+    lost: why `scored` leaves answers out, for people.   waits: whether `scored` waits for a server and computes nothing
+    with the student, so that it may run beside a step of training.
     """
 
-    def __init__(self, options: TrainGold, student: ChatSide, student_head: OutputHead, scorer: Scorer) -> None:
-        teacher = ChatSide(scorer.tokenizer)
-        self.student_side, self.teacher_side = student, teacher
-        self.same_tokenizer = (
-            same_tokens(student.token_bytes, teacher.token_bytes)
-            and student.end_of_turn == teacher.end_of_turn
-            and student.lead == teacher.lead
-        )
-        widths = student_head.width, scorer.width
-        self.vocabulary: VocabularyMap | None = None
-        if not self.same_tokenizer:
-            ends = student.end_of_turn, teacher.end_of_turn
-            self.vocabulary = build_cached(student.token_bytes, teacher.token_bytes, *widths, ends)
-        self._settings = Settings(
-            beta=options.beta,
-            temperature=options.loss_temperature,
-            merged=options.merged,
-            unmatched_top_k=options.unmatched_top_k or None,
-            student_width=widths[0],
-            teacher_width=widths[1],
-            vocabulary=self.vocabulary,
-        )
-        loss = options.loss
-        if loss == "auto":
-            loss = "jsd" if self.same_tokenizer else "gold"
-        self._check(options, loss, scorer)
-        tokenizers = "one" if self.same_tokenizer else "two"
-        self._comparison = COMPARISONS[tokenizers, "sampled" if scorer.ability == "sampled" else loss, scorer.ability]
-        self.words = self._comparison.words(self._settings)
+    mode: Mode
+    answers: Answers
+    words: str
+    per_prompt: int
+
+    @property
+    def lost(self) -> str: ...
+
+    @property
+    def waits(self) -> bool: ...
 
     def exchange(self, sample: Sample, completion_ids: Sequence[int], ended: bool, on_policy: bool) -> Exchange:
-        """An answer in the student's tokens, for both sides. `scores` are still to come (see `request`).
+        """An answer in the student's tokens, before the teacher has said anything."""
+        ...
 
-        With one tokenizer the answer is cut before a token that the teacher has no logit for (a padding row of a wider
-        student that was sampled).
+    def scored(self, exchanges: Sequence[Exchange], *, measuring: bool = False) -> list[Exchange]:
+        """The same with what the teacher says of them, in their order; those that it can say nothing of are left out.
+
+        measuring: for validation, whose figures shall be comparable from one time to the next.
+        Raises StoppedEarly, which names the sample, when training cannot go on.
         """
-        ids = [int(place) for place in completion_ids]
-        if self.same_tokenizer:
-            unknown = next((n for n, place in enumerate(ids) if place >= self._settings.teacher_width), None)
-            if unknown is not None:
-                ids, ended = ids[:unknown], False
-            return Exchange(sample, ids, ended, on_policy, ids, None)
-        parts, ends = self.student_side.read(ids, ended)
-        teacher_ids, teacher_ends = self.teacher_side.write(parts, ended)
-        return Exchange(sample, ids, ended, on_policy, teacher_ids, align(ends, teacher_ends))
-
-    def request(self, exchange: Exchange) -> ScoreRequest:
-        """What the scorer is asked: the conversation in the teacher's own template, then the answer."""
-        return ScoreRequest(exchange.sample.teacher_prompt_ids, exchange.teacher_ids)
-
-    def scored(self, scorer: Scorer, exchanges: Sequence[Exchange]) -> list[Exchange]:
-        """The same with the teacher's scores; those that do not fit into its context are left out.
-
-        Raises StoppedEarly, which names the sample, when the teacher cannot score one of them.
-        """
-        room = scorer.context_tokens
-        kept = [exchange for exchange in exchanges if room is None or self.request(exchange).tokens <= room]
-        try:
-            scores = scorer.score([self.request(exchange) for exchange in kept])
-        except RequestRejected as error:
-            concerned = kept if error.row is None else [kept[error.row]]
-            places = ", ".join(exchange.sample.place for exchange in concerned)
-            raise StoppedEarly(f"the teacher cannot score the answer in {places}: {error}") from None
-        return [replace(exchange, scores=score) for exchange, score in zip(kept, scores, strict=True)]
+        ...
 
     def loss(self, hidden: Tensor, head: OutputHead, exchanges: Sequence[Exchange]) -> LossTerms:
-        """The sum over the answers' tokens (across tokenizers: groups), with its gradient.
+        """The sum over what is compared of the answers, with its gradient; as many terms as `Exchange.compared` says.
 
         hidden: (N, D), the student's rows that predict the answers' tokens, one answer behind the other; head: its
-        output layer. Raises ValueError when the teacher's scores hold NaN or inf.
+        output layer.
         """
-        return self._comparison.loss(hidden, head, exchanges, self._settings)
+        ...
 
     def measure(self, hidden: Tensor, head: OutputHead, exchanges: Sequence[Exchange]) -> Measures:
         """How far the student is from the teacher on these answers; sums and counts, no gradient. Arguments as `loss`.
@@ -117,44 +75,33 @@ class Signal:
         bits_per_byte, teacher_bits_per_byte   of the text; its end counts as one more byte.
         Across tokenizers also single_groups, the share of groups of one token on each side, and span_log_ratio, log
         p_student - log p_teacher per group: on the student's own answers it estimates KL(student || teacher).
+        probed_mass          probe: the teacher's probability of what it told that the student has a column for.
+        score                judge: of an answer, 0..1.
+        kd_loss              judge: in the place of the mean of `loss`, which says nothing of how good the student is.
         """
-        found: Measures = {}
-        start = 0
-        for exchange in exchanges:
-            count = len(exchange.completion_ids)
-            rows = hidden[start : start + count].detach()
-            found = add(found, self._comparison.measure(rows, head, exchange, self._settings))
-            start += count
-        return bits_per_byte(found, sum(text_bytes(self.student_side, each) for each in exchanges))
+        ...
 
-    def _check(self, options: TrainGold, loss: str, scorer: Scorer) -> None:
-        names = f"{self.student_side.name} and {scorer.model}"
-        if loss == "gold" and self.same_tokenizer:
-            raise UsageError(
-                f"--loss gold compares two tokenizers, and {names} have one and the same: take --loss jsd (or auto), "
-                "which compares every token exactly."
-            )
-        if loss == "jsd" and not self.same_tokenizer:
-            raise UsageError(
-                f"--loss jsd needs one tokenizer, and those of {names} differ (in tokens, or in how an answer ends): "
-                "take --loss gold (or auto)."
-            )
-        told = {"top_k": "the most probable tokens", "sampled": "the probability of the given token"}
-        if scorer.ability == "full":
-            return
-        reason = f"{scorer.model} ({scorer.backend}) tells only {told[scorer.ability]} of each position"
-        if loss == "uld":
-            raise UsageError(f"--loss uld sorts whole distributions, and {reason}. Take --loss auto, or an hf teacher.")
-        if options.loss_temperature != 1.0:
-            raise UsageError(
-                f"--loss-temperature {options.loss_temperature:g} reshapes whole distributions, and {reason}. "
-                "Leave it at 1, or take an hf teacher."
-            )
-        if scorer.ability == "sampled" and options.lmbda < 1.0:
-            raise UsageError(
-                f"--lmbda {options.lmbda:g} mixes in answers from the data, and {reason}: that can only judge the "
-                "student's own answers. Set --lmbda 1."
-            )
+
+def answered(results: Sequence[T | TeacherError], places: Sequence[str], server: str) -> list[T | None]:
+    """What a server said, None where it would say nothing of a text itself (too long, refused, unreadable, ...).
+
+    places: of the samples that the results are about, for people.
+    Raises StoppedEarly when a text got no answer for another reason: left out, it would change what is learnt, and what
+    came is in the cache. Also when all were rejected for a reason that lies in none of them.
+    """
+    errors = [result for result in results if isinstance(result, TeacherError)]
+    unanswered = [error for error in errors if not isinstance(error, RequestRejected)]
+    if not unanswered and len(errors) == len(results):
+        unanswered = [error for error in errors if error.reason in OF_THE_SERVER]
+    if unanswered:
+        named = list(dict.fromkeys(places))
+        more = f" and {len(named) - 5} more" if len(named) > 5 else ""
+        raise StoppedEarly(
+            f"{server} said nothing of {len(unanswered)} of {len(results)} requests about the answers in "
+            f"{', '.join(named[:5])}{more}: {unanswered[0]}. What it did say is kept: the same command with --resume "
+            "goes on."
+        )
+    return [None if isinstance(result, TeacherError) else result for result in results]
 
 
 def exchange_of(signal: Signal | None, sample: Sample, ids: Sequence[int], ended: bool, own: bool) -> Exchange:

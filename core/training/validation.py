@@ -14,7 +14,6 @@ from ..data.stop import Stop
 from ..distillation.fused import fused_cross_entropy
 from ..distillation.measures import Measures, Tally, add
 from ..errors import StoppedEarly
-from ..teachers.scorer import Scorer
 from .exchange import Exchange, text_bytes
 from .samples import Sample
 from .sampling import answer
@@ -29,7 +28,6 @@ REPEATED = 4
 def validate(
     student: Student,
     signal: Signal | None,
-    scorer: Scorer | None,
     held_out: Sequence[Sample],
     options: TrainGold,
     autocast: Callable[[], AbstractContextManager[Any]],
@@ -39,8 +37,9 @@ def validate(
     """Sums and counts over these samples; those of all processes add up, and `figures` makes means of them.
 
     On the answers in the data, each name with "val_": kd_loss and sft_loss (what training would pay for them), and all
-    of `Signal.measure`. On the student's own answers to the same prompts, drawn with the same seeds every time, each
-    with "own_": kd_loss and all of `Signal.measure`, and
+    of `Signal.measure`; on the teacher's instead, where it writes them (`Signal.answers`). On the student's own answers
+    to the same prompts, drawn with the same seeds every time, each with "own_": kd_loss and all of `Signal.measure`,
+    unless the teacher writes the answers, and
     length       tokens of an answer, its end of turn included.
     truncated    share of answers that were cut at options.max_new_tokens.
     repetition   share of rows of REPEATED tokens that stood before in the same answer.
@@ -59,7 +58,12 @@ def validate(
             for sample in held_out
             if sample.answer_ids
         ]
-        found = _named("val_", _measured(student, signal, scorer, given, options, autocast, stop))
+        reader = signal
+        if signal is not None and signal.answers == "own":
+            reader = None  # nothing is said of answers that the student did not give; only their cross-entropy is left
+        elif signal is not None and signal.answers == "teacher":
+            given = [exchange_of(signal, sample, [], False, own=False) for sample in held_out]
+        found = _named("val_", _measured(student, reader, given, options, autocast, stop))
         own: list[Exchange] = []
         for samples in _batches(held_out, options.batch_size, lambda sample: len(sample.prompt_ids)):
             written = answer(
@@ -78,8 +82,8 @@ def validate(
         found |= _named("own_", _form(own))
         if heard is not None:
             heard += own
-        if signal is not None:
-            found |= _named("own_", _measured(student, signal, scorer, own, options, autocast, stop))
+        if signal is not None and signal.answers != "teacher":
+            found |= _named("own_", _measured(student, signal, own, options, autocast, stop))
         return found
     finally:
         student.model.train(training)
@@ -88,11 +92,13 @@ def validate(
 def figures(measures: Mapping[str, Tally], options: TrainGold) -> dict[str, float]:
     """The means, by name, after val_total_loss: what training lowers, lambda_kd kd_loss + lambda_sft sft_loss.
 
-    It is that on the answers in the data; where no held-out sample has one, that on the student's own.
+    It is that on the answers in the data; where no held-out sample has one, that on the student's own. NaN when the
+    teacher said nothing of any of them.
     """
     means = {name: tally.mean for name, tally in measures.items()}
-    kd = means.get("val_kd_loss", means.get("own_kd_loss", 0.0))
-    total = options.lambda_kd * kd + options.lambda_sft * means.get("val_sft_loss", 0.0)
+    total = options.lambda_sft * means.get("val_sft_loss", 0.0)
+    if options.lambda_kd:
+        total += options.lambda_kd * means.get("val_kd_loss", means.get("own_kd_loss", math.nan))
     return {"val_total_loss": total, **means} if means else {}
 
 
@@ -117,17 +123,18 @@ def sample_lines(student: Student, exchanges: Sequence[Exchange]) -> list[dict[s
 def _measured(
     student: Student,
     signal: Signal | None,
-    scorer: Scorer | None,
     exchanges: Sequence[Exchange],
     options: TrainGold,
     autocast: Callable[[], AbstractContextManager[Any]],
     stop: Stop,
 ) -> Measures:
-    """Losses and measures on answers. The teacher's scores of a few are held at a time."""
+    """Losses and measures on answers. The teacher's scores of a few are held at a time; of a server, which tells less
+    of each and takes its time, of more."""
     found: Measures = {}
-    for scored in _batches(exchanges, max(options.micro_batch_size, options.teacher_batch_size), _length):
-        if signal is not None and scorer is not None:
-            scored = signal.scored(scorer, scored)
+    local = max(options.micro_batch_size, options.teacher_batch_size)
+    for scored in _batches(exchanges, local if options.is_local else 4 * options.teacher_concurrency, _length):
+        if signal is not None:
+            scored = signal.scored(scored, measuring=True)
         for batch in _batches(scored, options.micro_batch_size, _length):
             _check(stop)
             prompts = [exchange.sample.prompt_ids for exchange in batch]
@@ -136,9 +143,11 @@ def _measured(
             _check_finite(hidden, batch)
             with torch.no_grad():
                 if signal is not None:
-                    terms = signal.loss(hidden, student.head, batch)
-                    found = add(found, {"kd_loss": Tally(terms.total.item(), terms.tokens)})
-                    found = add(found, signal.measure(hidden, student.head, batch))
+                    measured = signal.measure(hidden, student.head, batch)
+                    if "kd_loss" not in measured:
+                        terms = signal.loss(hidden, student.head, batch)
+                        measured["kd_loss"] = Tally(terms.total.item(), terms.tokens)
+                    found = add(found, measured)
                 if options.lambda_sft and not batch[0].on_policy:
                     ids = [place for exchange in batch for place in exchange.completion_ids]
                     terms = fused_cross_entropy(hidden, student.head, torch.tensor(ids, device=hidden.device))

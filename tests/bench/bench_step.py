@@ -86,10 +86,10 @@ def steps(vocab: int, variant: str, count: int, folder: Path) -> dict[str, float
     import torch
 
     from core.commands.train_gold import TrainGold
-    from core.training.gold import open_teacher
+    from core.teachers.scorer import open_scorer
     from core.training.learner import Learner
     from core.training.samples import Sample
-    from core.training.signal import Signal
+    from core.training.score_signal import ScoreSignal
     from core.training.student import load_student
     from core.training.world import World
 
@@ -120,11 +120,11 @@ def steps(vocab: int, variant: str, count: int, folder: Path) -> dict[str, float
         }
     )
     world = World(options)
-    scorer = open_teacher(options, world, lambda note: None)
+    scorer = open_scorer(options.teacher_options("cpu", "sdpa"))
     assert scorer is not None
     scorer.prepare(lambda note: None)
     student = load_student(options, torch.device("cpu"), lambda note: None)
-    learner = Learner(options, world, student, scorer, Signal(options, student.side, student.head, scorer))
+    learner = Learner(options, world, student, ScoreSignal(options, student.side, student.head, scorer))
     peer.text_only(student.network, tokens)
     samples = []
     for place, row in enumerate(peer.rows(tokens, size * (count + 1))):

@@ -3,18 +3,20 @@
     python -m tests.bench.experiment_gold prepare            prompts, the teacher's answers, the students
     python -m tests.bench.experiment_gold same               lmbda 0, 0.5 and 1, one tokenizer
     python -m tests.bench.experiment_gold cross --steps 25   GOLD, ULD and SFT, the student in GPT-2's vocabulary
+    python -m tests.bench.experiment_gold api --steps 25     the teacher here, behind a server (top-64), and probed
     python -m tests.bench.experiment_gold table              the table, from what has been run
 
 Teacher: SmolLM2-135M-Instruct. Student: 24 of its 30 layers, by `make_student`. Prompts: the questions of MMLU's
 development set that lm-eval's package carries (pip install --no-deps lm_eval), up to 300 characters, without their
 choices. The last 40 are the test set; train_gold holds out a sixth of the others. A run that is there is not made
-again, so `same` and `cross` may be stopped and started, or shared by two processes with other --seeds.
+again, so `same`, `cross` and `api` may be stopped and started, or shared by two processes with other --seeds.
 
 Everything is budgeted by steps. The test figures are measured in float32 after training, on answers of the teacher to
 the test questions (as they were drawn, temperature 0.7, cut at 48 tokens) and on answers of the student's own.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -23,6 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +96,7 @@ def train(work: Path, name: str, student: str, seed: int, steps: int, threads: i
     result = json.loads(trained.read_text(encoding="utf-8"))
     found: dict[str, Any] = {"name": name, "seed": seed, "steps": steps, **result["about"]}
     found["validation"] = {"before": result["before"], "after": result["after"]}
-    found["phases"] = result["phases"]
+    found["phases"], found["requests"] = result["phases"], result.get("requests") or 0
     found["test"] = {
         "before": measured(work, work / student, threads),
         "after": measured(work, output / "final", threads),
@@ -119,13 +122,11 @@ def measured(work: Path, folder: Path, threads: int) -> dict[str, float]:
 
 def measure(work: Path, folder: Path, threads: int) -> None:
     """Print the measures of a student on the test set as one line of JSON."""
-    import contextlib
-
     from core.commands.train_gold import TrainGold
     from core.data.stop import Stop
     from core.teachers.scorer import open_scorer
     from core.training.samples import read_samples
-    from core.training.signal import Signal
+    from core.training.score_signal import ScoreSignal
     from core.training.student import load_student
     from core.training.validation import figures, validate
     from core.training.world import World
@@ -138,10 +139,10 @@ def measure(work: Path, folder: Path, threads: int) -> None:
     scorer = open_scorer(options.teacher_options("cpu", "sdpa"))
     scorer.prepare(lambda text: None)
     student = load_student(options, world.device, lambda text: None)
-    signal = Signal(options, student.side, student.head, scorer)
+    signal = ScoreSignal(options, student.side, student.head, scorer)
     contexts = student.context_tokens, scorer.context_tokens
     samples = read_samples(options, student.side, signal.teacher_side, *contexts, lambda text: None)
-    found = validate(student, signal, scorer, samples.train, options, contextlib.nullcontext, Stop())
+    found = validate(student, signal, samples.train, options, contextlib.nullcontext, Stop())
     print(json.dumps(figures(found, options) | {"n": len(samples.train)}))
 
 
@@ -155,6 +156,7 @@ def table(work: Path) -> None:
     for title, names, shown in (
         ("One tokenizer", ("lmbda0", "lmbda0.5", "lmbda1"), SAME),
         ("Across tokenizers", ("gold", "gold-span", "uld", "sft"), CROSS),
+        ("A teacher behind an API", ("local", "server-64", "probe-8"), SAME),
     ):
         there = [name for name in names if name in runs]
         if not there:
@@ -165,6 +167,16 @@ def table(work: Path) -> None:
             before = statistics.mean(run["test"]["before"][name] for run in runs[there[0]])
             cells = [spread([run["test"]["after"][name] for run in runs[each]]) for each in there]
             print(f"| {name} | {before:.3f} | " + " | ".join(cells) + " |")
+        if "local" in there:
+            kept = {each: statistics.mean(change(run) for run in runs[each]) for each in there}
+            print(
+                "| share of local's change | | "
+                + " | ".join(f"{kept[each] / kept['local']:.0%}" for each in there)
+                + " |"
+            )
+            print(
+                "| requests | | " + " | ".join(spread([run["requests"] for run in runs[each]]) for each in there) + " |"
+            )
         print(
             "| change of val_kl | | " + " | ".join(spread([change(run) for run in runs[each]]) for each in there) + " |"
         )
@@ -206,7 +218,7 @@ def spread(values: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["prepare", "same", "cross", "table", "measure"])
+    parser.add_argument("what", choices=["prepare", "same", "cross", "api", "table", "measure"])
     parser.add_argument("--work", type=Path, default=Path("runs/experiment"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", help="of the runs, by name")
@@ -222,15 +234,42 @@ def main() -> None:
     elif options.what == "measure":
         measure(work, options.folder, threads)
     else:
-        for seed in options.seeds:
-            for name, student, more in RUNS[options.what]:
-                if not options.only or name in options.only:
-                    train(work, name, student, seed, steps, threads, *more)
+        with teacher_server(threads) if options.what == "api" else contextlib.nullcontext("") as url:
+            for seed in options.seeds:
+                for name, student, more in RUNS[options.what]:
+                    if not options.only or name in options.only:
+                        train(work, name, student, seed, steps, threads, *(each.format(url=url) for each in more))
 
 
+@contextlib.contextmanager
+def teacher_server(threads: int) -> Iterator[str]:
+    """SmolLM2 behind vLLM's wire formats, in a process of its own; its URL."""
+    command = [sys.executable, "-m", "tests.support.scoring_server", "--model", "smollm2", "--port", "0"]
+    server = subprocess.Popen(
+        [*command, "--prefill", "flags", "--threads", str(threads)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    try:
+        assert server.stdout is not None
+        address = re.search(r"127\.0\.0\.1:\d+", server.stdout.readline())
+        assert address is not None
+        yield f"http://{address.group()}/v1"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+ON_SERVER = [
+    "--lmbda=0.5", "--freeze-embeddings", "--beta=0", "--teacher-backend=vllm", "--teacher-base-url={url}",
+    "--teacher-tokenizer=smollm2", "--no-score-cache", "--teacher-concurrency=8", "--teacher-batch-size=8",
+]  # fmt: skip
 RUNS: dict[str, list[tuple[str, str, list[str]]]] = {
     "same": [
         (f"lmbda{lmbda}", "student", [f"--lmbda={lmbda}", "--freeze-embeddings", "--beta=0"]) for lmbda in (0, 0.5, 1)
+    ],
+    "api": [
+        ("local", "student", ON_SERVER[:3]),
+        ("server-64", "student", [*ON_SERVER, "--teacher-mode=score", "--teacher-top-k=64"]),
+        ("probe-8", "student", [*ON_SERVER, "--teacher-mode=probe", "--probe-positions=8"]),
     ],
     "cross": [
         ("gold", "student-gpt2", ["--lmbda=0", "--loss=gold", "--beta=0"]),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from core import cli
 from core.commands import COMMANDS
 from tests.conftest import Generate
 from tests.support.running import GENERATE, ROOT, Mock, ended, environment, start, write_rows
@@ -141,3 +142,31 @@ def test_the_script_runs_from_any_folder(tmp_path: Path) -> None:
     outcome = ended(start(tmp_path, "--help"))
     assert outcome.code == 0
     assert "--input" in outcome.stdout
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["--teacher.backend", "bogus"], 'Invalid value "bogus" for --teacher.backend.'),
+        (["--teacher.backend=vllm", "--teacher.base-url", "ftp://x"], "--teacher.base-url: does not begin with http"),
+        (["--no-score.cache", "--teacher.mode", "probe"], "--teacher.mode probe (TEACHER_MODE): for teachers that"),
+        (["--teacher-backend", "vllm", "--teacher.timeout", "0"], "--teacher.timeout: "),
+        (["--teacher.bakend", "vllm"], "Unknown option: --teacher.bakend. Did you mean --teacher-backend?"),
+    ],
+)
+def test_a_dot_is_a_dash_in_flags_and_errors_name_what_was_typed(
+    typed: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _ = cli.run("train_gold", ["--data", "x", "--output", "y", *typed])
+    assert code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_dotted_flags_give_what_dashed_ones_give_and_values_keep_their_dots() -> None:
+    from core.commands import load
+
+    model = load("train_gold")
+    words, _ = cli.undotted(
+        model, ["--teacher.backend=v.llm", "--teacher", "--a.b", "-d", "x.jsonl", "--no-score.cache"]
+    )
+    assert words == ["--teacher-backend=v.llm", "--teacher", "--a.b", "-d", "x.jsonl", "--no-score-cache"]

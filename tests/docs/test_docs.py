@@ -20,6 +20,7 @@ from core.commands.base import flag
 from core.commands.project_config import read_project
 from core.commands.resolve import resolve
 from core.data.prompts import Prompt, PromptOptions, open_prompts
+from core.teachers.providers import PROVIDERS
 from tests.docs.generate import ROOT, default_of, main
 
 SKILLS = sorted(path.parent for path in ROOT.glob("skills/*/SKILL.md"))
@@ -176,7 +177,7 @@ def test_python_in_the_docs_is_python(page: Path):
 
 # ---- the keys of .env --------------------------------------------------------------------------------------------
 
-CREDENTIALS = {"OPENROUTER_API_KEY", "OPENAI_API_KEY", "NVIDIA_API_KEY"}
+CREDENTIALS = {provider.key for provider in PROVIDERS.values()}
 EXAMPLE = (ROOT / ".env.example").read_text(encoding="utf-8")
 ENVIRONMENT = ROOT / "skills/on-policy/references/environment.md"
 REFERENCES = {
@@ -465,7 +466,7 @@ def test_a_python_without_the_dependencies_hands_over_to_the_bundles_own(tmp_pat
 
 HEAVY = (
     *("hf", "hf_model", "hf_states", "gguf", "scorer", "hf_scorer", "gguf_scorer", "tokenizer_loading"),
-    *("harness", "cached_lm", "language_models", "completer_lm", "closeness"),
+    *("api_scorer", "scoring_wire", "harness", "cached_lm", "language_models", "completer_lm", "closeness"),
 )
 
 

@@ -30,5 +30,8 @@ def test_the_help_says_what_is_required_allowed_and_default() -> None:
     assert "generate_teacher_data.py --input TEXT [OPTIONS]" in text
     assert "or - for standard input. [required]" in text
     assert "--max-tokens INT Longest answer, in tokens; reasoning counts. [default: 2048]" in text
-    assert "[openrouter|openai|nvidia|gguf|hf]" in text
+    assert (
+        "[openrouter | openai | nvidia | together | fireworks | vllm | sglang | llama-server | ollama | gguf | hf]"
+        in text
+    )
     assert "--no-drop-truncated keeps them. [default: on]" in text

@@ -94,8 +94,8 @@ def test_any_other_group_is_compared_by_its_bytes():
 
 def test_columns_of_the_teacher_become_those_of_the_student():
     # Pairs (student 4, teacher 0) and (student 1, teacher 2).
-    found = student_columns(torch.tensor([[0, 1, 2], [2, 2, 3]]), pairs([(1, 2), (4, 0)], 5, 4))
-    assert found.tolist() == [[4, -1, 1], [1, 1, -1]]
+    found = student_columns(torch.tensor([[0, 1, 2], [2, 3, -1]]), pairs([(1, 2), (4, 0)], 5, 4))
+    assert found.tolist() == [[4, -1, 1], [1, -1, -1]]  # -1 is padding
 
 
 # --- the reference ---

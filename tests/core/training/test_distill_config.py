@@ -150,3 +150,19 @@ def test_the_same_file_trains(folder: Path, capfd: pytest.CaptureFixture[str]) -
     assert record["command"] == "train_gold"
     assert record["origins"]["student"] == "config.yml:7"
     assert (record["options"]["lmbda"], record["options"]["beta"]) == (1.0, 1.0)
+
+
+def test_a_teacher_at_openrouter_needs_no_other_name(folder: Path) -> None:
+    keys = {"TEACHER_BACKEND": "openrouter", "OPENROUTER_MODEL": "a/b", "TEACHER_MODE": "probe"}
+    asked, origins = resolve(TrainSft, {"model": "x", "dataset_type": "distill", "data": "rows.jsonl"})
+    assert isinstance(asked, TrainSft)
+    options, _ = gold_options(asked, origins, None, 30, keys, {})
+    assert (options.backend, options.teacher_name, options.teacher_mode) == ("openrouter", "a/b", "probe")
+    assert options.lmbda == 1.0
+    with pytest.raises(UsageError, match="needs a teacher"):
+        gold_options(asked, origins, None, 30, {"TEACHER_BACKEND": "vllm"}, {})
+
+
+def test_the_teachers_own_text_is_trained_where_that_is_the_mode(folder: Path) -> None:
+    options, _ = gold(environment={"TEACHER_BACKEND": "openrouter", "TEACHER_MODE": "teacher-text"})
+    assert options.in_mode("teacher-text").lmbda == 0.0

@@ -405,15 +405,6 @@ def test_everything_may_stand_in_the_env_file(train: Train) -> None:
     assert sorted(path.name for path in Path("out").glob("step-*")) == ["step-1", "step-2"]
 
 
-@pytest.mark.parametrize("backend", ["openrouter", "openai", "nvidia"])
-def test_a_teacher_that_cannot_score_is_refused_with_those_that_can(
-    train: Train, monkeypatch: pytest.MonkeyPatch, backend: str
-) -> None:
-    monkeypatch.setenv("TEACHER_BACKEND", backend)
-    monkeypatch.setenv("OPENROUTER_MODEL", "qwen/qwen-2.5-7b-instruct")
-    train.refused(words=["hf", "gguf", "score"])
-
-
 def test_options_may_stand_in_a_yaml_file_and_a_flag_wins(train: Train) -> None:
     text = (
         f"student: {train.models.student}\nteacher: {train.models.teacher}\nmax-steps: 50\nbatch_size: 3\nbeta: 0.5\n"

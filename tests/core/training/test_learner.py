@@ -19,9 +19,9 @@ from core.teachers.hf_model import Generated
 from core.teachers.hf_scorer import HfScorer
 from core.training import sampling
 from core.training.exchange import Exchange
-from core.training.learner import TOO_LONG, Learner, learning_rate_of, micro_batches
+from core.training.learner import Learner, learning_rate_of, micro_batches
 from core.training.samples import Sample
-from core.training.signal import Signal
+from core.training.score_signal import ScoreSignal
 from core.training.student import Student, load_student
 from core.training.world import World
 from tests.support.training import Models, furthest, make_models
@@ -53,9 +53,9 @@ class Kit:
         options = self.options(**values)
         student = load_student(options, torch.device("cpu"), lambda text: None)
         if options.lambda_kd == 0:
-            return Learner(options, World(options), student, None, None)
-        signal = Signal(options, student.side, student.head, self.scorer)
-        return Learner(options, World(options), student, self.scorer, signal)
+            return Learner(options, World(options), student, None)
+        signal = ScoreSignal(options, student.side, student.head, self.scorer)
+        return Learner(options, World(options), student, signal)
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_without_distillation_it_is_plain_supervised_training(kit: Kit) -> None:
         loss.backward()
         optimizer.step()
     assert furthest(weights_of(learner), model.state_dict()) < 1e-4  # Adam's first steps have the size of the rate
-    assert learner.scorer is None
+    assert learner.signal is None
 
 
 @pytest.mark.parametrize("more", [{"lmbda": 0.0}, {"lmbda": 0.5, "lambda_sft": 0.5}, {"lambda_kd": 0, "lambda_sft": 1}])
@@ -279,7 +279,7 @@ def test_an_answer_that_does_not_fit_into_the_teachers_context_is_left_out_and_c
     monkeypatch.setattr(kit.scorer, "context_tokens", max(sizes) - 1)
     kept = learner.score(exchanges)
     assert len(kept) == 2
-    assert learner.skipped == {TOO_LONG: 1}
+    assert learner.skipped == {"the answer does not fit into the teacher's context": 1}
 
 
 def test_what_the_teacher_cannot_score_stops_the_run_and_names_the_sample(

@@ -16,8 +16,9 @@ from core.teachers.scorer import Scorer, open_scorer
 from core.training.memory import memory_estimate, teacher_size
 from core.training.plan import Shared, amount, counted, plan_lines, shared_tokens
 from core.training.samples import Sample, Samples
-from core.training.signal import Signal
+from core.training.score_signal import ScoreSignal
 from core.training.student import Student, load_student
+from core.training.teaching import Lesson
 from tests.support.tiny_model import CHATML, make_tiny_model
 from tests.support.tokenizers import small_tokenizer
 
@@ -101,8 +102,8 @@ def lines_of(options: TrainGold, data: Samples, *, processes: int = 1) -> dict[s
     """The plan by the names of its lines."""
     student = opened(options)
     scorer = prepared(options) if options.lambda_kd else None
-    signal = None if scorer is None else Signal(options, student.side, student.head, scorer)
-    lines = plan_lines(options, student, scorer, signal, data, processes, CPU)
+    signal = None if scorer is None else ScoreSignal(options, student.side, student.head, scorer)
+    lines = plan_lines(Lesson(options, data, signal, scorer), student, processes, CPU)
     return {line[:12].strip(): line[12:] for line in lines}
 
 

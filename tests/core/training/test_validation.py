@@ -17,7 +17,7 @@ from core.teachers.hf_scorer import HfScorer
 from core.training import validation
 from core.training.exchange import Exchange
 from core.training.samples import Sample
-from core.training.signal import Signal
+from core.training.score_signal import ScoreSignal
 from core.training.student import Student, load_student
 from core.training.validation import figures, sample_lines, validate
 from tests.support.tiny_model import make_tiny_model
@@ -30,7 +30,7 @@ ANSWERS = ("The capital of France is Paris.", None, "The capital.", "Paris")
 class Models:
     student: Student
     scorer: HfScorer
-    signal: Signal
+    signal: ScoreSignal
     options: TrainGold
     samples: list[Sample]
 
@@ -39,7 +39,6 @@ class Models:
         return validate(
             self.student,
             self.signal if teacher else None,
-            self.scorer if teacher else None,
             self.samples if samples is None else samples,
             options,
             nullcontext,
@@ -79,7 +78,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
         prompt = side.prompt_ids(messages)
         key = f"{number + 1:016x}"
         samples.append(Sample(key, f"x:{number + 1}", messages, None, prompt, prompt, ids, text is not None, text))
-    return Models(student, scorer, Signal(options, side, student.head, scorer), options, samples)
+    return Models(student, scorer, ScoreSignal(options, side, student.head, scorer), options, samples)
 
 
 def same(first: Measures, second: Measures) -> None:
@@ -143,7 +142,7 @@ def test_an_answer_that_does_not_fit_into_the_teachers_context_is_not_measured(m
     long = replace(models.samples[0], answer_ids=(models.samples[0].answer_ids or [])[:1] * 300)
     assert models.scorer.context_tokens == 256
     exchange = models.signal.exchange(long, long.answer_ids or [], False, False)
-    assert models.signal.scored(models.scorer, [exchange]) == []
+    assert models.signal.scored([exchange]) == []
 
 
 def test_nothing_held_out_is_nothing_measured(models: Models):
@@ -200,7 +199,7 @@ def test_a_user_who_asks_twice_is_heard(models: Models):
     stop.ask()
     with pytest.raises(KeyboardInterrupt):
         validate(
-            models.student, models.signal, models.scorer, models.samples, models.options, nullcontext, stop
+            models.student, models.signal, models.samples, models.options, nullcontext, stop
         )  # fmt: skip
 
 
