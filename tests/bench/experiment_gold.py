@@ -246,7 +246,10 @@ def teacher_server(threads: int) -> Iterator[str]:
     """SmolLM2 behind vLLM's wire formats, in a process of its own; its URL."""
     command = [sys.executable, "-m", "tests.support.scoring_server", "--model", "smollm2", "--port", "0"]
     server = subprocess.Popen(
-        [*command, "--prefill", "flags", "--threads", str(threads)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+        [*command, "--prefill", "flags", "--max-logprobs", "64", "--threads", str(threads)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
     )
     try:
         assert server.stdout is not None

@@ -212,15 +212,18 @@ def test_a_budget_that_holds_no_test_is_a_reason() -> None:
     assert "--max-cost" in ability.reasons["judge"]
 
 
-def test_nothing_of_the_test_is_read_from_the_cache_or_kept_but_grades(tmp_path: Path) -> None:
+def test_nothing_of_the_test_is_read_from_the_cache_or_kept_there(tmp_path: Path) -> None:
     with small_server(ScriptedChat()) as server:
         asked = TeacherOptions(model="m", backend="openai", base_url=server.url, retries=0)
         counts: list[int] = []
         for _ in range(2):
             remote = open_remote(asked, Stop(), cache=tmp_path / "scores.sqlite", note=lambda text: None)
             counts.append(examine(remote, tokenizer=None, top_k=20).requests)
+            assert remote.cache is not None
+            report = remote.cache.report()
+            assert (report.hits, report.misses, report.written) == (0, 0, 0)
             remote.close()
-    assert counts[0] - counts[1] == 2
+    assert counts[0] == counts[1]
 
 
 # ---- what it costs -------------------------------------------------------------------------------------------------
