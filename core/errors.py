@@ -7,6 +7,7 @@
     │   ├── MissingDependency (ImportError) a package that is not installed, with the line that installs it
     │   └── ModelNotFound                   a model name, with every place that was tried
     ├── StoppedEarly                        exit 3: what was finished is kept
+    │   └── BudgetReached                   --max-cost does not allow what would come next
     ├── Elsewhere                           another process of the job has said why
     └── TeacherError                        one attempt at one piece of work did not give an answer
         ├── RequestRejected                 this request cannot succeed as it is: fail the row
@@ -70,6 +71,10 @@ class ModelNotFound(UsageError):
 
 class StoppedEarly(DistillError):
     """The command cannot go on; what was finished is kept."""
+
+
+class BudgetReached(StoppedEarly):
+    """--max-cost does not allow what would come next."""
 
 
 class Elsewhere(DistillError):

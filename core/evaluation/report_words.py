@@ -204,6 +204,9 @@ def notes(report: Report) -> Iterator[str]:
     """All notes: the report's, the models', the tasks', what was not measured, and gaps that are not defined."""
     yield from report.notes
     for model in report.models:
+        if model.training is not None and model.training.signal:
+            yield f"{model.name} learnt from: {model.training.signal}"
+    for model in report.models:
         yield from (f"{model.name}: {note}" for note in model.notes)
         yield from (f"{model.name} was not measured on {task}: {why}" for task, why in model.not_measured.items())
     told: set[str] = set()

@@ -129,7 +129,9 @@ class Training(_Part):
     tokens: int | None = None
     """Of answers, trained on."""
     usd: float | None = None
-    """Paid for teacher data, where the data's own record tells."""
+    """Paid for teacher data, where the data's own record tells, and for what the teacher said in training."""
+    signal: str | None = None
+    """What train_gold's student learnt from, in words."""
 
 
 class TaskInfo(_Part):

@@ -1,6 +1,7 @@
 """What the folder of a training run tells: where its models are, what it began from, what it cost."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,8 @@ def training(run: Path, model: Path) -> Training:
         steps=len(events) if events else None,
         seconds=sum(_number(event.get("seconds")) for event in events.values()) if events else None,
         tokens=int(sum(_number(event.get("tokens")) for event in events.values())) if events else None,
-        usd=_paid(run),
+        usd=_sum([_paid(run), *(event.get("spent_usd") for event in list(events.values())[-1:])]),
+        signal=_text((record_of(run) or {}).get("signal")),
     )
 
 
@@ -115,8 +117,17 @@ def _paid(run: Path) -> float | None:
     runs = _object(place).get("runs")
     results = [each.get("result") for each in runs if isinstance(each, dict)] if isinstance(runs, list) else []
     costs = [result.get("cost_usd") for result in results if isinstance(result, dict)]
-    known = [cost for cost in costs if isinstance(cost, int | float)]
+    return _sum(costs)
+
+
+def _sum(values: Sequence[Any]) -> float | None:
+    """Of those that are known; None where none is."""
+    known = [value for value in values if isinstance(value, int | float)]
     return sum(known) if known else None
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _number(value: Any) -> float:

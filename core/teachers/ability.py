@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 from ..commands.train_gold import TeacherMode
 from ..data.stop import Stop
 from ..data.text import one_line
-from ..errors import MissingDependency, StoppedEarly, TeacherError, TeacherUnavailable, TransientError, UsageError
+from ..errors import (
+    BudgetReached,
+    MissingDependency,
+    StoppedEarly,
+    TeacherError,
+    TeacherUnavailable,
+    TransientError,
+    UsageError,
+)
 from .api_answers import parse_answer
 from .asker import Question
 from .chat_teacher import ChatTeacher, Graded, PrefillTest
@@ -166,12 +174,12 @@ def examine(
     note(f"testing what {remote.model} at {remote.client.endpoint} can be asked: a few small requests")
     _reach(remote)
     reasons: dict[TeacherMode, str] = {}
-    scoring = _tried("score", reasons, lambda: _scoring(remote, tokenizer, top_k, note))
+    scoring = _tried(remote.name, "score", reasons, lambda: _scoring(remote, tokenizer, top_k, note))
     chat = ChatTeacher(remote)
-    chatting = _tried("probe", reasons, lambda: _chatting(chat))
+    chatting = _tried(remote.name, "probe", reasons, lambda: _chatting(chat))
     if "probe" in reasons:
         reasons["teacher-text"] = reasons["probe"]
-    _tried("judge", reasons, lambda: _judging(chat))
+    _tried(remote.name, "judge", reasons, lambda: _judging(chat))
     reasons |= _weak(scoring, chatting, accept_noise)
     return Ability(
         remote.backend,
@@ -187,11 +195,15 @@ def examine(
     )
 
 
-def _tried(mode: TeacherMode, reasons: dict[TeacherMode, str], test: Callable[[], T]) -> T | None:
+def _tried(name: str, mode: TeacherMode, reasons: dict[TeacherMode, str], test: Callable[[], T]) -> T | None:
     """What a test found; None, with the reason, where the server did not take part."""
     try:
         return test()
+    except BudgetReached:
+        raise  # that says nothing of the server
     except (TeacherError, UsageError) as error:
+        if isinstance(error, TeacherError) and error.reason == "over_budget":
+            raise BudgetReached(f"--max-cost is too low to test {name}: {error}") from None
         reasons[mode] = one_line(str(error), 400)
     except ModuleNotFoundError as missing:
         reasons[mode] = str(MissingDependency(str(missing.name), "scoring", "pip install -e '.[train]'"))
@@ -227,7 +239,7 @@ def _reach(remote: Remote) -> None:
     worst_usd = remote.worst_usd(100, 1)
     reasons: dict[TeacherMode, str] = {}
     question = Question[dict[str, Any], float | None](hello, lambda cost: cost, lambda body: worst_usd)
-    _tried("judge", reasons, lambda: remote.asker.ask([body], question))
+    _tried(remote.name, "judge", reasons, lambda: remote.asker.ask([body], question))
 
 
 def _scoring(remote: Remote, tokenizer: str | None, top_k: int, note: Callable[[str], None]) -> Scoring:

@@ -184,15 +184,20 @@ class ApiScorer:
             if isinstance(scored, Scored):
                 self._agreed = True
             elif isinstance(scored, TeacherError) and scored.reason == "other_tokenizer" and not self._agreed:
-                raise TeacherUnavailable(
-                    "other_tokenizer",
-                    f"the server has another tokenizer than {self._tokenizer_name}: {scored}. Name the one of "
-                    f"{self.model} with --teacher-tokenizer.",
-                    usage=True,
-                )
+                raise self._other_tokenizer(scored)
+
+    def _other_tokenizer(self, because: TeacherError) -> TeacherUnavailable:
+        return TeacherUnavailable(
+            "other_tokenizer",
+            f"the server has another tokenizer than {self._tokenizer_name}: {str(because).rstrip('.')}. Name the one of "
+            f"{self.model} with --teacher-tokenizer.",
+            usage=True,
+        )
 
     def _explained(self, error: TeacherError) -> TeacherError:
-        """A server's cap on k, with the option that heeds it."""
+        """A server's cap on k, with the option that heeds it; ids that it does not have, with the tokenizer's."""
+        if isinstance(error, RequestRejected) and not self._agreed and "out of vocabulary" in str(error).lower():
+            return self._other_tokenizer(error)
         if isinstance(error, RequestRejected) and error.reason == "invalid_request" and "logprob" in str(error).lower():
             cap = re.search(r"--max-logprobs|max allowed", str(error))
             more = f", or start vLLM with --max-logprobs {self._top_k}" if cap or self._protocol == "vllm" else ""

@@ -68,8 +68,8 @@ class Asker:
             return await question.attempt(questions[number])
 
         def succeeded(number: int, answer: A) -> None:
+            question.answered(questions[number], answer)  # may raise StoppedEarly: a full disk under the cache
             settled[number] = answer
-            question.answered(questions[number], answer)
 
         def failed(number: int, error: TeacherError, attempts: int) -> None:
             settled[number] = error

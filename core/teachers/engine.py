@@ -20,6 +20,7 @@ from typing import Generic, TypeVar
 from ..data.progress import Progress
 from ..data.stop import Stop
 from ..errors import (
+    BudgetReached,
     DistillError,
     RequestRejected,
     StoppedEarly,
@@ -211,7 +212,7 @@ class Engine(Generic[W, A]):
                     due_s = now if job.begun else now + 0.1
                     heapq.heappush(self._waiting, (due_s, next(self._tie), job))
                     return True
-                self._end(StoppedEarly(self._budget_message(job)), begun_may_end=True)
+                self._end(BudgetReached(self._budget_message(job)), begun_may_end=True)
                 continue
             self.spending.reserved += job.worst_usd
             job.attempts += 1

@@ -97,7 +97,7 @@ def open_remote(
         options.retries,
         most,
         share=share,
-        goes_on="The same command with --resume and a fresh --max-cost goes on.",
+        goes_on="The same command with a fresh --max-cost goes on, with --resume where steps were made.",
     )
     asker = Asker(limits, stop)
     try:
@@ -114,5 +114,6 @@ def open_remote(
             )
         return remote
     except BaseException:
+        asker.run(client.aclose()).result()
         asker.close()
         raise

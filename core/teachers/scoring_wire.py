@@ -133,13 +133,15 @@ class Wire(ABC):
             raise _no_logprobs(f"{largest:g} is above 0")
         order = np.argsort(np.where(given, -logprobs, np.inf), axis=1, kind="stable")[:, : self.top_k]
         ids, logprobs = np.take_along_axis(ids, order, 1), np.take_along_axis(logprobs, order, 1)
-        mass = np.exp(logprobs).sum(1)  # (T,)
+        outside = ~(ids == tokens[:, None]).any(1)  # it is one more outcome then
+        mass = np.exp(logprobs).sum(1) + np.exp(picked) * outside  # (T,)
         if (mass > 1 + ROUNDING).any():
             raise _no_logprobs(f"the probabilities at token {int(mass.argmax())} add up to {mass.max():.4f}")
-        logprobs = logprobs - np.log(np.maximum(mass, 1.0))[:, None]
+        excess = np.log(np.maximum(mass, 1.0))
+        logprobs = logprobs - excess[:, None]
         missing = ((0, 0), (0, self.top_k - ids.shape[1]))
         return Scored(
-            _clipped(picked),
+            _clipped(picked - excess),
             np.pad(ids, missing, constant_values=NONE),
             np.pad(_clipped(logprobs), missing, constant_values=LOG_ZERO),
         )

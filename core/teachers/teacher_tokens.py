@@ -11,6 +11,8 @@ from .api_tokens import Named
 
 NONE = -1
 """In place of an id."""
+MISREAD = 0.05
+"""Share of known tokens that may have another text at the server: decoding single tokens loses blanks and the like."""
 REPLACEMENT = "\ufffd".encode()
 """What servers write for bytes that are no whole character."""
 
@@ -80,7 +82,7 @@ class TeacherTokens:
         return None
 
     def spelt_otherwise(self, ids: Sequence[int], texts: Sequence[str | None]) -> tuple[int, str] | None:
-        """(an id, the server's text of it) when most of the ids have other texts there: it has another tokenizer.
+        """(an id, the server's text of it) when more than a few ids have other texts there: it has another tokenizer.
 
         Compared where a token is whole characters, and without blanks around it: servers decode single tokens, and
         SentencePiece loses the blank before a word then.
@@ -93,7 +95,7 @@ class TeacherTokens:
             known = text.strip() == piece.strip() or self._written.get(text.encode("utf-8", "surrogatepass")) == place
             compared.append((place, text, known))
         other = [(place, text) for place, text, known in compared if not known]
-        return other[0] if 2 * len(other) > len(compared) else None
+        return other[0] if len(other) > MISREAD * len(compared) else None
 
     def _begins(self, token: Named) -> bool:
         """Whether it can be the beginning of a text that nobody wrote."""

@@ -40,6 +40,7 @@ class Ahead:
         self._scoring: Future[list[Exchange]] | None = None
         self._asked: list[Exchange] = []
         self._own_answers: list[Exchange] = []
+        self._own_step = 0
 
     def take(self, step: int) -> list[Exchange]:
         """A step's answers with their scores. Raises StoppedEarly and KeyboardInterrupt as `Learner.score` does."""
@@ -57,36 +58,44 @@ class Ahead:
             self._check()
         with self._learner.watch("teacher"):
             scored = scoring.result()
-        self._scoring, self._asked, self._own_answers, self._step = None, [], [], 0
+        self._scoring, self._asked, self._step = None, [], 0
         self._learner.count_lost(asked, scored)
         return scored + (self._learner.score(own) if own else [])
 
-    def begin(self, step: int) -> None:
-        """Answer and score as much of a step as may be done before the student learns another one."""
+    def begin(self, step: int, *, asks: bool = True) -> None:
+        """Answer and score as much of a step as may be done before the student learns another one.
+
+        asks: False when the run is about to end: nothing is paid that may not be needed, but the answers that belong
+        into its checkpoint are written.
+        """
         if not self._waits or step > self._last:
             return
         assert self._thread is not None
         learner = self._learner
         asked = learner.answer([each for each in self._draws(step) if not learner.answers_itself(*each)])
         if self._staleness:
-            if not self._own_answers:  # else they were kept with the checkpoint
+            if self._own_step != step:  # else they were kept with the checkpoint
                 own = learner.answer(self._own(step), aborted=self._aborted)
                 self._check()
-                self._own_answers = own
+                self._own_answers, self._own_step = own, step
             asked += self._own_answers
         assert learner.signal is not None
+        if not asks:
+            return
         self._step, self._asked = step, asked
         self._scoring = self._thread.submit(learner.signal.scored, asked)
 
-    @property
-    def kept(self) -> list[Answer]:
-        """The student's own answers of the step that was begun: weights that are gone wrote them, so that they belong
-        into a checkpoint."""
+    def kept(self, step: int) -> list[Answer]:
+        """The student's own answers of a step that was begun: weights that are gone wrote them, so that they belong
+        into a checkpoint. [] where it was not begun."""
+        if self._own_step != step:
+            return []
         return [(exchange.completion_ids, exchange.ended) for exchange in self._own_answers]
 
     def restore(self, step: int, kept: Sequence[Answer]) -> None:
         """Go on with what `kept` gave for a step."""
         signal = self._learner.signal
+        self._own_step = step
         self._own_answers = [
             exchange_of(signal, sample, ids, ended, True)
             for (sample, _), (ids, ended) in zip(self._own(step), kept, strict=bool(kept))

@@ -103,6 +103,10 @@ class RunFolder:
         self._record["identity"] |= more
         self._compare(self._before)
 
+    def describe(self, **about: Any) -> None:
+        """Note what people shall find in run.json; it decides nothing."""
+        self._record |= about
+
     @property
     def identity_before(self) -> dict[str, Any]:
         """What `identify` noted of the run that --resume goes on with; {} where there is none."""

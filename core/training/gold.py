@@ -74,6 +74,8 @@ def _train(options: TrainGold, run: Run, world: World, stack: ExitStack) -> Gold
             if job.step % options.eval_every == 0 or job.step == options.max_steps:
                 job.validate()
             interrupted = world.any(run.stop.requested)
+            if interrupted:
+                ahead.close()  # what is being asked is paid: it belongs into the books
             if job.step % options.save_every == 0 or interrupted:
                 job.save()
             if interrupted and not job.done:
@@ -88,14 +90,17 @@ def prepare(ahead: Ahead, job: Job, world: World) -> list[Exchange]:
     what was learnt before is saved first, so that no step is paid for twice.
     """
     exchanges: list[Exchange] = []
-    problem: StoppedEarly | None = None
-    try:
-        exchanges = ahead.take(job.step)
-        ahead.begin(job.step + 1)
-    except StoppedEarly as error:
-        problem = error
-    if world.any(problem is not None):
-        job.step -= 1
-        job.save()
-        raise problem or Elsewhere(ExitCode.STOPPED, "another process cannot go on")
+    for prepares in (
+        lambda: exchanges.extend(ahead.take(job.step)),
+        lambda: ahead.begin(job.step + 1, asks=not job.run.stop.requested),
+    ):
+        problem: StoppedEarly | None = None
+        try:
+            prepares()
+        except StoppedEarly as error:
+            problem = error
+        if world.any(problem is not None):
+            job.step -= 1
+            job.save()
+            raise problem or Elsewhere(ExitCode.STOPPED, "another process cannot go on")
     return exchanges

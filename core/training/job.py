@@ -38,6 +38,8 @@ NOISY = 0.1
 """Share of the distance between student and teacher that a server's own disagreement may be."""
 EMPTY_STEPS = 3
 """So many steps in a row without any answer that the teacher said something of end a run."""
+EMPTY_CHAT_STEPS = 20
+"""The same for teachers that can only chat: a judge may find all answers to some prompts equally good."""
 REHEARSED = 8
 """Held-out samples that --dry-run measures."""
 ASKED = ("requests", "spent_usd", "maybe_billed_usd")
@@ -84,6 +86,14 @@ class Job:
         return self.ended or self.step >= self.options.max_steps
 
     @property
+    def signal_words(self) -> str:
+        """What the student learns from, for people; of a server also which one says so."""
+        signal, remote = self.learner.signal, self.lesson.remote
+        if signal is None:
+            return "the answers in the data (cross-entropy)"
+        return signal.words + (f"; told by {remote.name}" if remote is not None else "")
+
+    @property
     def seconds(self) -> float:
         """Of the whole run, earlier parts included."""
         return self._seconds_before + time.monotonic() - self._began
@@ -97,6 +107,7 @@ class Job:
         """
         before = None if self.options.resume else self._measure(self.samples.held_out)
         self.world.on_main(lambda: self._check_noise(before or {}))
+        self._on_folder(lambda folder: folder.describe(signal=self.signal_words))
         self._on_folder(lambda folder: folder.begin(self.samples.files()))
         checkpoint = self.world.gather(self.folder.last_checkpoint if self.folder is not None else None)[0]
         for line in self.folder.notes if self.folder is not None else ():
@@ -262,9 +273,10 @@ class Job:
     def record(self, learnt: Learnt, exchanges: Sequence[Exchange]) -> None:
         """One step's figures: into metrics.jsonl, the progress bar and the tracker; now and then an answer."""
         self._empty = 0 if learnt.samples else self._empty + 1
-        if self._empty == EMPTY_STEPS:
+        most = EMPTY_STEPS if self.lesson.scorer is not None else EMPTY_CHAT_STEPS
+        if self._empty == most:
             reasons = "; ".join(self.learner.skipped) or "no reason is known"
-            raise StoppedEarly(f"{EMPTY_STEPS} steps in a row had nothing to learn from: {reasons}")
+            raise StoppedEarly(f"{most} steps in a row had nothing to learn from: {reasons}")
         self.samples_trained += learnt.samples
         self.tokens_trained += learnt.tokens
         phases = {name: spent for name, spent in self.learner.watch.lap().items() if name not in BETWEEN}
@@ -327,7 +339,7 @@ class Job:
         """All but the weights that the rest of the run depends on. Called by all processes."""
         phases = {name: phase.model_dump() for name, phase in self.learner.watch.total.items()}
         kept: dict[str, Any] = {name: getattr(self, name) for name in CARRIED}
-        kept["ahead"] = self.world.gather([] if self._ahead is None else self._ahead.kept)
+        kept["ahead"] = self.world.gather([] if self._ahead is None else self._ahead.kept(self.step + 1))
         kept["asked"] = self.asked()
         return {**kept, "seconds": self.seconds, "phases": phases, "learner": self.learner.state()}
 
@@ -374,9 +386,7 @@ class Job:
             before=self.before,
             after=self.after,
             best=self.best,
-            signal="the answers in the data (cross-entropy)"
-            if self.learner.signal is None
-            else self.learner.signal.words,
+            signal=self.signal_words,
             mode="score" if self.learner.signal is None else self.learner.signal.mode,
             requests=int(asked.get("requests", 0)),
             spent_usd=self._known_cost(asked.get("spent_usd")),

@@ -45,6 +45,7 @@ class JudgeSignal:
 
     def __init__(self, options: TrainGold, student: Student, chat: ChatTeacher) -> None:
         check_loss(options, self.mode)
+        self.reasons: dict[str, str] = {}
         if not options.do_sample:
             raise UsageError(
                 "--no-do-sample (DO_SAMPLE): a student that always takes its most probable token gives one prompt one "
@@ -109,14 +110,16 @@ class JudgeSignal:
 
     def _grades(self, exchanges: Sequence[Exchange]) -> list[float | None]:
         asked = [Graded(each.sample.messages, self._text(each)) for each in exchanges]
-        return answered(self._chat.grade(asked), [each.sample.place for each in exchanges], self._chat.server)
+        return answered(
+            self._chat.grade(asked), [each.sample.place for each in exchanges], self._chat.server, self.reasons
+        )
 
     def _against_data(self, exchanges: Sequence[Exchange]) -> list[float | None]:
         """Each answer's share of the comparison with the one in the data, which was cut where the student's are."""
         known = [each for each in exchanges if each.sample.answer]
         asked = [Pair(each.sample.messages, self._text(each), each.sample.answer or "") for each in known]
         places = [each.sample.place for each in known]
-        scores = iter(answered(self._chat.compare(asked), places, self._chat.server))
+        scores = iter(answered(self._chat.compare(asked), places, self._chat.server, self.reasons))
         return [next(scores) if each.sample.answer else None for each in exchanges]
 
     def _win_rates(self, exchanges: Sequence[Exchange], groups: Iterable[Sequence[int]]) -> list[float | None]:
@@ -125,7 +128,7 @@ class JudgeSignal:
         pairs = [pair for places in groups for pair in combinations(places, 2)]
         asked = [Pair(exchanges[one].sample.messages, texts[one], texts[other]) for one, other in pairs]
         places = [exchanges[one].sample.place for one, _ in pairs]
-        shares = answered(self._chat.compare(asked), places, self._chat.server)
+        shares = answered(self._chat.compare(asked), places, self._chat.server, self.reasons)
         won: list[list[float]] = [[] for _ in exchanges]
         for (one, other), share in zip(pairs, shares, strict=True):
             if share is not None:

@@ -74,6 +74,7 @@ class Learner:
         self.schedule = LambdaLR(self.optimizer, learning_rate_of(options))
         self.micro_batch_size = options.micro_batch_size
         self.skipped: dict[str, int] = {}
+        self._told: set[str] = set()
 
     # ---- answer ------------------------------------------------------------------------------------------------
 
@@ -127,6 +128,10 @@ class Learner:
         """Remember how many answers the teacher said nothing of."""
         if self.signal is not None and (lost := len(asked) - len(scored)):
             self.skipped[self.signal.lost] = self.skipped.get(self.signal.lost, 0) + lost
+            for reason, message in self.signal.reasons.items():
+                if reason not in self._told:
+                    self._told.add(reason)
+                    self.note(f"left out: {message}")
 
     # ---- learn -------------------------------------------------------------------------------------------------
 

@@ -45,6 +45,7 @@ class ProbeSignal:
 
     def __init__(self, options: TrainGold, student: Student, chat: ChatTeacher) -> None:
         check_loss(options, self.mode)
+        self.reasons: dict[str, str] = {}
         self._options, self._student, self._chat = options, student, chat
         self._columns = Columns(student.side, student.head.width)
         self.words = probe_words(options.beta, chat.top, options.probe_positions, options.max_new_tokens)
@@ -72,7 +73,7 @@ class ProbeSignal:
             for place in places
         ]
         named = [exchange.sample.place for exchange, (places, _) in zip(exchanges, chosen, strict=True) for _ in places]
-        told = iter(answered(self._chat.next_tokens(asked), named, self._chat.server))
+        told = iter(answered(self._chat.next_tokens(asked), named, self._chat.server, self.reasons))
         found = [
             self._told(exchange, [(place, next(told)) for place in places])
             for exchange, (places, _) in zip(exchanges, chosen, strict=True)

@@ -40,6 +40,7 @@ class ScoreSignal:
 
     def __init__(self, options: TrainGold, student: ChatSide, student_head: OutputHead, scorer: Scorer) -> None:
         self.scorer = scorer
+        self.reasons: dict[str, str] = {}
         teacher = ChatSide(scorer.tokenizer)
         self.student_side, self.teacher_side = student, teacher
         self.same_tokenizer = (
@@ -99,7 +100,10 @@ class ScoreSignal:
         requests = [self.request(exchange) for exchange in kept]
         if isinstance(self.scorer, ApiScorer):
             found = answered(
-                self.scorer.score_or_not(requests), [each.sample.place for each in kept], self.scorer.server
+                self.scorer.score_or_not(requests),
+                [each.sample.place for each in kept],
+                self.scorer.server,
+                self.reasons,
             )
             told = [(each, scores) for each, scores in zip(kept, found, strict=True) if scores is not None]
             return [replace(each, scores=scores) for each, scores in told]

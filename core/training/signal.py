@@ -29,6 +29,7 @@ class Signal(Protocol):
     """How what the teacher tells becomes a loss.
 
     words: what trains the student, for people.   per_prompt: how many answers to one prompt are compared with another.
+    reasons: by which the server rejected what it was asked, each with the first message.
     lost: why `scored` leaves answers out, for people.   waits: whether `scored` waits for a server and computes nothing
     with the student, so that it may run beside a step of training.
     """
@@ -37,6 +38,7 @@ class Signal(Protocol):
     answers: Answers
     words: str
     per_prompt: int
+    reasons: dict[str, str]
 
     @property
     def lost(self) -> str: ...
@@ -82,10 +84,12 @@ class Signal(Protocol):
         ...
 
 
-def answered(results: Sequence[T | TeacherError], places: Sequence[str], server: str) -> list[T | None]:
+def answered(
+    results: Sequence[T | TeacherError], places: Sequence[str], server: str, reasons: dict[str, str]
+) -> list[T | None]:
     """What a server said, None where it would say nothing of a text itself (too long, refused, unreadable, ...).
 
-    places: of the samples that the results are about, for people.
+    places: of the samples that the results are about, for people.   reasons: gets those of what was rejected.
     Raises StoppedEarly when a text got no answer for another reason: left out, it would change what is learnt, and what
     came is in the cache. Also when all were rejected for a reason that lies in none of them.
     """
@@ -101,6 +105,9 @@ def answered(results: Sequence[T | TeacherError], places: Sequence[str], server:
             f"{', '.join(named[:5])}{more}: {unanswered[0]}. What it did say is kept: the same command with --resume "
             "goes on."
         )
+    for place, result in zip(places, results, strict=True):
+        if isinstance(result, TeacherError):
+            reasons.setdefault(result.reason, f"{place}: {result}")
     return [None if isinstance(result, TeacherError) else result for result in results]
 
 

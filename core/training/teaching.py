@@ -112,7 +112,9 @@ def _from_server(
     assert ability is not None
     note("\n".join(ability.lines()))
     before = None if folder is None else folder.identity_before.get("mode")  # with --resume nobody is asked again
-    asked = options.teacher_mode or world.gather(before)[0]
+    asked = options.teacher_mode
+    if asked in (None, "auto"):
+        asked = world.gather(before)[0] or asked
     if asked in (None, "auto", "score") and "score" in ability.modes:
         scorer = ApiScorer(
             remote,

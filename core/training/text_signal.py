@@ -63,6 +63,7 @@ class TextSignal:
 
     def __init__(self, options: TrainGold, student: Student, chat: ChatTeacher) -> None:
         check_loss(options, self.mode)
+        self.reasons: dict[str, str] = {}
         self._options, self._side, self._chat = options, student.side, chat
         width = student.head.width
         self._columns = Columns(student.side, width)
@@ -94,7 +95,7 @@ class TextSignal:
         answers = self._chat.write(asked, max_tokens=most, seeds=seeds)
         if answers and all(isinstance(answer, TeacherError) and answer.reason == "no_logprobs" for answer in answers):
             raise StoppedEarly(NO_LOGPROBS)
-        written = answered(answers, [sample.place for sample in samples], self._chat.server)
+        written = answered(answers, [sample.place for sample in samples], self._chat.server, self.reasons)
         found = [
             None if answer is None else self._told(exchange, answer)
             for exchange, answer in zip(exchanges, written, strict=True)

@@ -139,7 +139,7 @@ def trained(
         learnt(step)
         done.taken.append(told(exchanges))
         done.weights.append(weights_of(learner))
-        done.kept.append((list(ahead.kept), copy.deepcopy(learner.state())))
+        done.kept.append((list(ahead.kept(step + 1)), copy.deepcopy(learner.state())))
     ahead.close()
     return done
 
@@ -231,7 +231,7 @@ def test_nothing_is_asked_for_after_the_last_step(kit: Kit) -> None:
     trained(learner, ahead)
     assert isinstance(learner.signal, Served)
     assert len(learner.signal.asked) == STEPS
-    assert ahead.kept == []
+    assert ahead.kept(STEPS + 1) == []
 
 
 # ---- checkpoints -----------------------------------------------------------------------------------------------
@@ -271,7 +271,7 @@ def test_answers_whose_scores_do_not_come_belong_into_the_checkpoint(kit: Kit) -
     written = learner.signal.asked[-1]
     with pytest.raises(StoppedEarly, match="the budget is reached"):
         ahead.take(2)
-    assert [list(ids) for ids, _ in ahead.kept] == [ids for _, ids, _ in written]
+    assert [list(ids) for ids, _ in ahead.kept(2)] == [ids for _, ids, _ in written]
     ahead.close()
 
 
@@ -315,5 +315,5 @@ def test_answers_that_were_broken_off_are_not_kept(kit: Kit) -> None:
     aborted.set()
     with pytest.raises(KeyboardInterrupt):
         ahead.begin(2)
-    assert ahead.kept == []
+    assert ahead.kept(2) == []
     ahead.close()

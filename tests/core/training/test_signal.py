@@ -10,10 +10,17 @@ PLACES = ["x:1", "x:2"]
 SERVER = "qwen at http://127.0.0.1/v1 (vllm)"
 
 
+def test_what_was_rejected_is_told_with_its_place():
+    reasons: dict[str, str] = {}
+    for error in (TOO_LONG, RequestRejected("context_length", "another one")):
+        answered([1.5, error], PLACES, SERVER, reasons)
+    assert reasons == {"context_length": "x:2: the text is too long"}
+
+
 def test_a_text_that_is_rejected_is_left_out_alone_or_with_all_others():
-    assert answered([1.5, TOO_LONG], PLACES, SERVER) == [1.5, None]
-    assert answered([TOO_LONG, TOO_LONG], PLACES, SERVER) == [None, None]
-    assert answered([], [], SERVER) == []
+    assert answered([1.5, TOO_LONG], PLACES, SERVER, {}) == [1.5, None]
+    assert answered([TOO_LONG, TOO_LONG], PLACES, SERVER, {}) == [None, None]
+    assert answered([], [], SERVER, {}) == []
 
 
 @pytest.mark.parametrize(
@@ -21,7 +28,7 @@ def test_a_text_that_is_rejected_is_left_out_alone_or_with_all_others():
 )
 def test_a_text_without_an_answer_ends_the_run_since_the_others_alone_would_teach_something_else(error: TeacherError):
     with pytest.raises(StoppedEarly) as stopped:
-        answered([1.5, error], PLACES, SERVER)
+        answered([1.5, error], PLACES, SERVER, {})
     assert str(stopped.value) == (
         f"{SERVER} said nothing of 1 of 2 requests about the answers in x:1, x:2: cannot connect. What it did say is "
         "kept: the same command with --resume goes on."
@@ -31,12 +38,12 @@ def test_a_text_without_an_answer_ends_the_run_since_the_others_alone_would_teac
 @pytest.mark.parametrize("reason", OF_THE_SERVER)
 def test_a_reason_that_lies_in_no_text_ends_the_run_when_it_holds_for_all(reason: str):
     error = RequestRejected(reason, "no such thing")
-    assert answered([1.5, error], PLACES, SERVER) == [1.5, None]
+    assert answered([1.5, error], PLACES, SERVER, {}) == [1.5, None]
     with pytest.raises(StoppedEarly, match="no such thing"):
-        answered([error, error], PLACES, SERVER)
+        answered([error, error], PLACES, SERVER, {})
 
 
 def test_of_many_samples_only_some_are_named():
     errors: list[float | TeacherError] = [TransientError("timeout", "late")] * 12
     with pytest.raises(StoppedEarly, match=r"12 of 12 .* x:0, x:1, x:2, x:3, x:4 and 7 more: late\."):
-        answered(errors, [f"x:{n}" for n in range(12)], SERVER)
+        answered(errors, [f"x:{n}" for n in range(12)], SERVER, {})
