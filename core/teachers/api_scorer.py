@@ -189,7 +189,7 @@ class ApiScorer:
     def _other_tokenizer(self, because: TeacherError) -> TeacherUnavailable:
         return TeacherUnavailable(
             "other_tokenizer",
-            f"the server has another tokenizer than {self._tokenizer_name}: {str(because).rstrip('.')}. Name the one of "
+            f"the server has another tokenizer than {self._tokenizer_name}: {str(because).rstrip('.')}. Name that of "
             f"{self.model} with --teacher-tokenizer.",
             usage=True,
         )

@@ -3,7 +3,7 @@
     python -m tests.bench.experiment_gold prepare            prompts, the teacher's answers, the students
     python -m tests.bench.experiment_gold same               lmbda 0, 0.5 and 1, one tokenizer
     python -m tests.bench.experiment_gold cross --steps 25   GOLD, ULD and SFT, the student in GPT-2's vocabulary
-    python -m tests.bench.experiment_gold api --steps 25     the teacher here, behind a server (top-64), and probed
+    python -m tests.bench.experiment_gold api --steps 12     the teacher here, behind a server (top-64), and probed
     python -m tests.bench.experiment_gold table              the table, from what has been run
 
 Teacher: SmolLM2-135M-Instruct. Student: 24 of its 30 layers, by `make_student`. Prompts: the questions of MMLU's
@@ -86,7 +86,8 @@ def train(work: Path, name: str, student: str, seed: int, steps: int, threads: i
     command = [
         sys.executable, str(ROOT / "scripts" / "train_gold.py"), "--json", "--overwrite", f"--data={work}/train.jsonl",
         f"--output={output}", f"--student={work / student}", f"--seed={seed}", f"--max-steps={steps}",
-        f"--eval-every={steps // 2}", f"--threads={threads}", *COMMON, *more,
+        f"--eval-every={steps // 2}", f"--threads={threads}",
+        *(each for each in COMMON if name_of(each) not in map(name_of, more)), *more,
     ]  # fmt: skip
     if not trained.is_file():
         began, load = time.time(), os.getloadavg()[0]
@@ -103,6 +104,14 @@ def train(work: Path, name: str, student: str, seed: int, steps: int, threads: i
     }
     report.write_text(json.dumps(found, indent=1), encoding="utf-8")
     print(json.dumps({"name": name, "seed": seed, "after": found["test"]["after"]}))
+
+
+def name_of(option: str) -> str:
+    """
+    >>> name_of("--seed=1")
+    '--seed'
+    """
+    return option.partition("=")[0]
 
 
 def measured(work: Path, folder: Path, threads: int) -> dict[str, float]:
@@ -262,15 +271,16 @@ def teacher_server(threads: int) -> Iterator[str]:
 
 
 ON_SERVER = [
-    "--lmbda=0.5", "--freeze-embeddings", "--beta=0", "--teacher-backend=vllm", "--teacher-base-url={url}",
-    "--teacher-tokenizer=smollm2", "--no-score-cache", "--teacher-concurrency=8", "--teacher-batch-size=8",
+    "--lmbda=0.5", "--freeze-embeddings", "--beta=0", "--val-fraction=0", "--teacher-backend=vllm",
+    "--teacher-base-url={url}", "--teacher-tokenizer=smollm2", "--no-score-cache", "--teacher-concurrency=8",
+    "--teacher-batch-size=8", "--teacher-timeout=600",
 ]  # fmt: skip
 RUNS: dict[str, list[tuple[str, str, list[str]]]] = {
     "same": [
         (f"lmbda{lmbda}", "student", [f"--lmbda={lmbda}", "--freeze-embeddings", "--beta=0"]) for lmbda in (0, 0.5, 1)
     ],
     "api": [
-        ("local", "student", ON_SERVER[:3]),
+        ("local", "student", ON_SERVER[:4]),
         ("server-64", "student", [*ON_SERVER, "--teacher-mode=score", "--teacher-top-k=64"]),
         ("probe-8", "student", [*ON_SERVER, "--teacher-mode=probe", "--probe-positions=8"]),
     ],
