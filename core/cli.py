@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 GENERAL = "This command line"
+BARE = {"doctor": "--teacher"}
+"""Flags that may stand without a value, by command."""
 GENERAL_OPTIONS: tuple[tuple[str, Any, str], ...] = (
     ("config", Path | None, "YAML file with options of this command; flags and environment win over it."),
     ("json_", bool | None, "Print the result as one JSON object on stdout; everything else goes to stderr."),
@@ -163,6 +165,8 @@ def parse(name: str, model: "type[Command]", argv: Sequence[str]) -> dict[str, A
         return None
     import cyclopts
 
+    alone = BARE.get(name)  # nothing is given then, so that .env counts
+    argv = [word for word, then in zip(argv, [*argv[1:], "-"], strict=False) if word != alone or then[:1] != "-"]
     for at in range(len(argv) - 1, 0, -1):  # "--input -", "--index -1,0": values, which the parser takes for flags
         if re.fullmatch(r"-(\d[\d,-]*)?", argv[at]) and argv[at - 1].startswith("-"):
             argv = [*argv[: at - 1], f"{argv[at - 1]}={argv[at]}", *argv[at + 1 :]]

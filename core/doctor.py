@@ -52,7 +52,7 @@ def would_ask(training: TrainGold) -> list[str]:
     scores = PROVIDERS[training.backend].scoring is not None
     asked = ["a greeting"]
     if scores:
-        asked.append("a known text of about 150 tokens scored eight times, twice of these among others")
+        asked.append("a known text of about 150 tokens scored six times, once between two others")
     asked += ["the first token of an answer five times", "the next token of ten questions", "two grades"]
     return [f"  {training.teacher_name} ({training.backend}) would be asked for:", *(f"    {each}" for each in asked)]
 
@@ -92,13 +92,17 @@ def local(training: TrainGold, run: Run) -> TeacherTested:
 
 def server(options: Doctor, training: TrainGold, run: Run) -> TeacherTested:
     """A server is asked. Raises UsageError where it cannot be reached."""
-    from .teachers.ability import Load, cost_of_step, examine
+    from .teachers.ability import EVERYTHING, Load, cost_of_step, examine
     from .teachers.remote import open_remote
 
     remote = open_remote(training.teacher_options("cpu", "sdpa"), run.stop, cache=None, note=run.progress.note)
     try:
         ability = examine(
-            remote, tokenizer=training.teacher_tokenizer, top_k=training.teacher_top_k, note=run.progress.note
+            remote,
+            tokenizer=training.teacher_tokenizer,
+            top_k=training.teacher_top_k,
+            asked=EVERYTHING,
+            note=run.progress.note,
         )
     finally:
         remote.close()

@@ -25,6 +25,7 @@ class Doctor(Command):
     work: ClassVar[str] = "..doctor:doctor"
     examples: ClassVar[tuple[str, ...]] = (
         "python scripts/doctor.py",
+        "python scripts/doctor.py --teacher",
         "python scripts/doctor.py --teacher-backend openrouter --teacher qwen/qwen-2.5-72b-instruct",
         "python scripts/doctor.py --teacher Qwen/Qwen3-32B --teacher-backend vllm "
         "--teacher-base-url http://127.0.0.1:8000/v1",
@@ -32,7 +33,8 @@ class Doctor(Command):
     )
 
     teacher: Annotated[str | None, Option(TEACHER, env="TEACHER_MODEL_ID", mcp=True)] = None
-    """The teacher to test: a folder, smollm2, a name on the Hub, or the name that a server has for it."""
+    """The teacher to test: a folder, smollm2, a name on the Hub, or the name that a server has for it. Without a value:
+    that of .env."""
     teacher_backend: Annotated[Backend | None, Option(TEACHER, env="TEACHER_BACKEND", mcp=True)] = None
     """Who runs it, as for train_gold."""
     teacher_gguf: Annotated[str | None, Option(TEACHER, env=("TEACHER_GGUF_PATH", "TEACHER_GGUF"), mcp=True)] = None
@@ -138,7 +140,7 @@ class Diagnosis(Result):
             return "\n".join(["dry run: nothing was asked.", *self.would_ask, "next: the same without --dry-run"])
         if self.teacher is None:
             lines = [f"{part.name:<12}{part.found}" + (f"   {part.fix}" if part.fix else "") for part in self.parts]
-            return "\n".join([*lines, "next: --teacher NAME tests a teacher"])
+            return "\n".join([*lines, "next: --teacher NAME tests a teacher; .env names none (TEACHER_BACKEND, ...)"])
         lines = list(self.teacher.lines)
         if not self.teacher.modes:
             lines.append("next: this teacher can train nothing; the reasons above say what would have to change")

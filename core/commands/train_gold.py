@@ -26,10 +26,10 @@ LOCAL = ("hf", "gguf")
 FOR_APIS = (
     *("teacher_api_key_env", "teacher_extra_body", "teacher_concurrency", "teacher_timeout", "teacher_retries"),
     *("teacher_price", "max_cost", "accept_noise", "staleness", "probe_positions"),
-    *("judge", "judge_group", "judge_rubric"),
+    *("judge", "judge_group", "judge_rubric", "score_cache"),
 )
 """Options that do nothing with a teacher in this process: whoever gives one expects something of it."""
-SERVERS = ("teacher_base_url", "teacher_tokenizer")
+SERVERS = ("teacher_base_url", "teacher_tokenizer", "score_cache_path")
 """What is known of a server: it may stay in .env, as other teachers' keys, while the teacher is in this process."""
 FOR_MODES: dict[str, tuple[TeacherMode, ...]] = {
     "accept_noise": ("score", "probe"),
@@ -38,6 +38,7 @@ FOR_MODES: dict[str, tuple[TeacherMode, ...]] = {
     "judge": ("judge",),
     "judge_group": ("judge",),
     "judge_rubric": ("judge",),
+    "beta": ("score", "probe", "teacher-text"),
 }
 """Options that do something in some modes only."""
 OURS = (
@@ -341,6 +342,8 @@ class TrainGold(TrainingCommand):
     def _options_of_the_teacher(self) -> "TrainGold":
         """What would do nothing is refused: whoever gave it expects something of it."""
         mode = self.teacher_mode
+        if self.lambda_kd == 0 and (names := self._given(FOR_APIS)):
+            raise ValueError(f"{names}: for a teacher, and --lambda-kd 0 (LAMBDA_KD) asks none. Leave it out")
         if self.is_local:
             if mode not in (None, "auto", "score"):
                 raise ValueError(
@@ -359,6 +362,19 @@ class TrainGold(TrainingCommand):
         for name, modes in FOR_MODES.items():
             if mode not in modes and (given := self._given((name,))):
                 raise ValueError(f"{given}: for --teacher-mode {' or '.join(modes)}, and the mode is {mode}")
+        if mode == "teacher-text" and not self.score_cache:
+            raise ValueError(
+                "--no-score-cache: with --teacher-mode teacher-text each answer would be written and paid anew at "
+                "every turn, and validations would measure on other answers each time. Leave it out, or name "
+                "another file with --score-cache-path"
+            )
+        over = self.batch_size % self.judge_group
+        if mode == "judge" and over:
+            good = [size for size in (self.batch_size - over, self.batch_size - over + self.judge_group) if size]
+            raise ValueError(
+                f"--batch-size {self.batch_size} is no multiple of --judge-group {self.judge_group}, the answers to "
+                f"one prompt: take --batch-size {' or '.join(map(str, good))}"
+            )
         share = SHARES.get(mode)
         if share is not None and "lmbda" in self.model_fields_set and self.lmbda != share:
             who = "teacher" if share == 0 else "student"
@@ -378,7 +394,8 @@ class TrainGold(TrainingCommand):
         """Those of these options that were given and are not as they are anyway, as flags with their keys."""
         given = [name for name in names if name in self.model_fields_set]
         given = [name for name in given if getattr(self, name) != type(self).model_fields[name].default]
-        return ", ".join(" or ".join([flag(name), *self.option(name).env_keys]) for name in given)
+        flags = {name: "--no-score-cache" if name == "score_cache" else flag(name) for name in given}
+        return ", ".join(" or ".join([flags[name], *self.option(name).env_keys]) for name in given)
 
     @property
     def backend(self) -> Backend:

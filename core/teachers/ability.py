@@ -29,7 +29,8 @@ from ..errors import (
 from .api_answers import parse_answer
 from .asker import Question
 from .chat_teacher import ChatTeacher, Graded, PrefillTest
-from .judging import RUBRIC, overhead_bytes
+from .judging import RUBRIC, Pair, overhead_bytes
+from .providers import PROVIDERS
 from .scorer import KNOWN, Noise, ScoreRequest
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ MEANING: dict[TeacherMode, str] = {
     "teacher-text": "the teacher answers, and its own log-probabilities train the student (off-policy)",
     "judge": "the teacher grades whole answers of the student's, a weak and noisy signal",
 }
+EVERYTHING = "all"
+"""Asked of `examine` instead of a mode, by who wants to know what there is."""
 NOISE_KL = 0.1
 """Nats per token between two scorings of one text from which on score is refused, whoever the student is: one that was
 trained is that near to its teacher. Against the distance of a run's own student, noise is held when that is known."""
@@ -162,11 +165,17 @@ def examine(
     tokenizer: str | None,
     top_k: int,
     accept_noise: bool = False,
+    asked: str | None = None,
+    rubric: str | None = None,
+    pairwise: bool = False,
     note: Callable[[str], None] = lambda text: None,
 ) -> Ability:
     """Ask a server a few small things, past the cache, to see what it can be asked for.
 
     tokenizer, top_k: as for `ApiScorer`.   accept_noise: noise is told, and no reason against a mode.
+    asked: --teacher-mode. What it leaves no choice of is not tested: a server that scores is asked nothing about its
+        chat, and a weaker mode that is named is tested alone. EVERYTHING tests them all.
+    rubric, pairwise: what the judge is going to be asked; rubric: None for the built-in one.
     Raises UsageError for a server that cannot be reached, refuses the key, or is no API; StoppedEarly when money has
     run out. Everything else is a reason why a mode does not work.
     """
@@ -174,13 +183,22 @@ def examine(
     note(f"testing what {remote.model} at {remote.client.endpoint} can be asked: a few small requests")
     _reach(remote)
     reasons: dict[TeacherMode, str] = {}
-    scoring = _tried(remote.name, "score", reasons, lambda: _scoring(remote, tokenizer, top_k, note))
-    chat = ChatTeacher(remote)
-    chatting = _tried(remote.name, "probe", reasons, lambda: _chatting(chat))
-    if "probe" in reasons:
-        reasons["teacher-text"] = reasons["probe"]
-    _tried(remote.name, "judge", reasons, lambda: _judging(chat))
-    reasons |= _weak(scoring, chatting, accept_noise)
+    scoring = chatting = None
+    named = asked if asked in ("probe", "teacher-text", "judge") else None
+    chat = ChatTeacher(remote, rubric=rubric)
+    if named is None:
+        scoring = _tried(remote.name, "score", reasons, lambda: _scoring(remote, tokenizer, top_k, note))
+        reasons |= _noisy(scoring, accept_noise)
+    scores = named is None and "score" not in reasons and asked != EVERYTHING
+    if not scores and named != "judge":
+        chatting = _tried(remote.name, "probe", reasons, lambda: _chatting(chat))
+        if "probe" in reasons:
+            reasons["teacher-text"] = reasons["probe"]
+        reasons |= _weak(chatting, accept_noise)
+    if not scores and named in (None, "judge"):
+        _tried(remote.name, "judge", reasons, lambda: _judging(chat, pairwise, plain=rubric is None))
+    for mode in _untested(named, scores=scores):
+        reasons[mode] = f"not tested, since {f'--teacher-mode {named} is asked for' if named else 'score works'}"
     return Ability(
         remote.backend,
         remote.model,
@@ -193,6 +211,15 @@ def examine(
         remote.asker.requests - requests,
         remote.asker.spending.bound - spent_usd,
     )
+
+
+def _untested(named: str | None, *, scores: bool) -> tuple[TeacherMode, ...]:
+    """The modes that `examine` asked nothing about."""
+    if scores:
+        return ("probe", "teacher-text", "judge")
+    if named is None:
+        return ()
+    return ("score", "probe", "teacher-text") if named == "judge" else ("score", "judge")
 
 
 def _tried(name: str, mode: TeacherMode, reasons: dict[TeacherMode, str], test: Callable[[], T]) -> T | None:
@@ -227,11 +254,7 @@ def _reach(remote: Remote) -> None:
         except TeacherUnavailable as error:
             raise remote.client.told(error) from None
         except TransientError as error:
-            if error.reason == "connection":
-                address = "the address (--teacher-base-url, TEACHER_BASE_URL)"
-                message = f"{error}. Is the server running, and is {address} right?"
-                raise TeacherUnavailable("connection", message, usage=True) from None
-            return error.cost_usd if error.billed else 0.0
+            raise remote.client.told(error) from None
         except TeacherError as error:  # a server that only scores, a model that takes no max_tokens, ...
             return error.cost_usd or 0.0
         return remote.cost_usd(answer.usage, answer.cost_usd)
@@ -239,7 +262,11 @@ def _reach(remote: Remote) -> None:
     worst_usd = remote.worst_usd(100, 1)
     reasons: dict[TeacherMode, str] = {}
     question = Question[dict[str, Any], float | None](hello, lambda cost: cost, lambda body: worst_usd)
-    _tried(remote.name, "judge", reasons, lambda: remote.asker.ask([body], question))
+    found = _tried(remote.name, "judge", reasons, lambda: remote.asker.ask([body], question))
+    for error in found or ():
+        if isinstance(error, TransientError) and error.reason == "connection":  # after all retries
+            address = "the address (--teacher-base-url, TEACHER_BASE_URL)"
+            raise UsageError(f"{error}. Is the server running, and is {address} right?")
 
 
 def _scoring(remote: Remote, tokenizer: str | None, top_k: int, note: Callable[[str], None]) -> Scoring:
@@ -281,31 +308,51 @@ QUESTION = [{"role": "user", "content": "What is the capital of France? Answer i
 GOOD, BAD = "The capital of France is Paris.", "Bananas bananas, 7 is a Tuesday."
 
 
-def _judging(chat: ChatTeacher) -> None:
-    """Raises TeacherError or UsageError for a judge whose grades cannot be read, or say nothing."""
-    graded = chat.grade([Graded(QUESTION, answer) for answer in (GOOD, BAD)], fresh=True)
-    for grade in graded:
-        if isinstance(grade, TeacherError):
-            raise grade
-    good, bad = (grade for grade in graded if not isinstance(grade, TeacherError))
-    if good <= bad:
+def _judging(chat: ChatTeacher, pairwise: bool, *, plain: bool) -> None:
+    """Raises TeacherError or UsageError for a judge whose verdicts cannot be read, or say nothing. plain: by our own
+    rubric; by the user's, nonsense may well be the better answer."""
+    verdicts = (
+        chat.compare([Pair(QUESTION, GOOD, BAD)], fresh=True)
+        if pairwise
+        else chat.grade([Graded(QUESTION, answer) for answer in (GOOD, BAD)], fresh=True)
+    )
+    read: list[float] = []
+    for verdict in verdicts:
+        if isinstance(verdict, TeacherError):
+            raise verdict
+        read.append(verdict)
+    if not plain:
+        return
+    if pairwise and read[0] <= 0.5:
+        found = "worse than nonsense" if read[0] < 0.5 else "no better than nonsense, or contradicts itself"
+        raise UsageError(f"as a judge it finds a right answer {found}: its verdicts teach nothing")
+    if not pairwise and read[0] <= read[1]:
         raise UsageError(
-            f"as a judge it grades a right answer {good:.2f} and nonsense {bad:.2f} (of 1): its grades teach nothing"
+            f"as a judge it grades a right answer {read[0]:.2f} and nonsense {read[1]:.2f} (of 1): its grades teach "
+            "nothing"
         )
 
 
-def _weak(scoring: Scoring | None, chatting: Chatting | None, accept_noise: bool) -> dict[TeacherMode, str]:
-    """Why what was told is not enough for a mode."""
+WAY_OUT = "Use one replica of your own, or --accept-noise"
+
+
+def _noisy(scoring: Scoring | None, accept_noise: bool) -> dict[TeacherMode, str]:
+    """Why scores are not enough to train from."""
+    if scoring is None or accept_noise:
+        return {}
+    noise = scoring.noise
+    kl = noise.kl if noise.kl is not None else max(noise.again, noise.among_others) ** 2 / 2
+    if kl <= NOISE_KL:
+        return {}
+    return {
+        "score": f"two scorings of one text differ by a KL of {kl:.2g} nats per token, more than {NOISE_KL:g}, which "
+        f"is all that there may be to learn. {WAY_OUT}"
+    }
+
+
+def _weak(chatting: Chatting | None, accept_noise: bool) -> dict[TeacherMode, str]:
+    """Why what is told of an answer is not enough for a mode."""
     reasons: dict[TeacherMode, str] = {}
-    way_out = "Use one replica of your own, or --accept-noise"
-    if scoring is not None and not accept_noise:
-        noise = scoring.noise
-        kl = noise.kl if noise.kl is not None else max(noise.again, noise.among_others) ** 2 / 2
-        if kl > NOISE_KL:
-            reasons["score"] = (
-                f"two scorings of one text differ by a KL of {kl:.2g} nats per token, more than {NOISE_KL:g}, which is "
-                f"all that there may be to learn. {way_out}"
-            )
     if chatting is None:
         return reasons
     if not chatting.alternatives:
@@ -317,7 +364,7 @@ def _weak(scoring: Scoring | None, chatting: Chatting | None, accept_noise: bool
     elif chatting.noise is not None and chatting.noise > NOISE_NATS and not accept_noise:
         reasons["probe"] = (
             f"asked twice, it changes a log-probability by {chatting.noise:.2g} nats, more than {NOISE_NATS:g}. "
-            f"{way_out}"
+            f"{WAY_OUT}"
         )
     return reasons
 
@@ -337,17 +384,26 @@ class StepCost:
     usd: float | None
     requests_in_all: float
     usd_in_all: float | None
+    hosted: bool = True
+    """False for a server of one's own."""
 
     @property
     def of_a_step(self) -> str:
         """In words."""
         each = self.prompt_tokens / max(1.0, self.requests)
         asked = f"{self.requests:,.0f} requests of about {each:,.0f} tokens a step"
-        return f"{asked}, price not known" if self.usd is None else f"{asked}, about {self.usd:.2g} USD"
+        if self.usd is None:
+            return f"{asked}, {'price not known' if self.hosted else 'its own server, no price'}"
+        return f"{asked}, about {self.usd:.2g} USD"
 
-    def __str__(self) -> str:
+    @property
+    def words(self) -> str:
+        """A step and the run."""
         usd = "" if self.usd_in_all is None else f", about {self.usd_in_all:.2f} USD"
         return f"{self.of_a_step}; {self.requests_in_all:,.0f} requests in all{usd}"
+
+    def __str__(self) -> str:
+        return f"{self.mode}: {self.words}"
 
 
 @dataclass(frozen=True)
@@ -399,6 +455,7 @@ def cost_of_step(mode: TeacherMode, options: TrainGold, load: Load, price: Price
         None if usd is None else usd * rows,
         requests * in_all,
         None if usd is None else usd * in_all,
+        hosted=PROVIDERS[options.backend].hosted,
     )
 
 
@@ -422,20 +479,19 @@ def choose_mode(
     (by default the terminal, or a line of standard input).   stop: ends the waiting for it.
     Raises UsageError where nothing works, for a mode that does not, and where nobody can be asked.
     """
+    if asked not in (None, "auto"):
+        for mode in ability.modes:
+            if mode == asked:
+                return mode
+        reason = next((reason for mode, reason in ability.reasons.items() if mode == asked), "no such mode")
+        others = _list(ability, costs) if ability.modes else f"Of the others:\n{_list_reasons(ability, besides=asked)}"
+        raise UsageError(f"--teacher-mode {asked} does not work with {ability.model}: {reason.rstrip('.')}.\n{others}")
     if not ability.modes:
         raise UsageError(f"{ability.model} at {ability.endpoint} cannot teach:\n{_list_reasons(ability)}")
     best = ability.modes[0]
     if asked == "auto":
         note(f"teacher mode {best} (auto): {_offer(best, costs)}")
         return best
-    if asked is not None:
-        for mode in ability.modes:
-            if mode == asked:
-                return mode
-        reason = next((reason for mode, reason in ability.reasons.items() if mode == asked), "no such mode")
-        raise UsageError(
-            f"--teacher-mode {asked} does not work with {ability.model}: {reason.rstrip('.')}.\n{_list(ability, costs)}"
-        )
     if best == "score":
         return best
     weaker = f"{ability.model} at {ability.endpoint} cannot score the student's answers:\n{_list_reasons(ability)}"
@@ -460,12 +516,12 @@ def _list(ability: Ability, costs: Mapping[TeacherMode, StepCost]) -> str:
     return "\n".join(["What works:", *lines])
 
 
-def _list_reasons(ability: Ability) -> str:
-    return "\n".join(f"  {mode}: {reason}" for mode, reason in ability.reasons.items())
+def _list_reasons(ability: Ability, besides: str | None = None) -> str:
+    return "\n".join(f"  {mode}: {reason}" for mode, reason in ability.reasons.items() if mode != besides)
 
 
 def _offer(mode: TeacherMode, costs: Mapping[TeacherMode, StepCost]) -> str:
-    return MEANING[mode] + (f"; {costs[mode]}" if mode in costs else "")
+    return MEANING[mode] + (f"; {costs[mode].words}" if mode in costs else "")
 
 
 def ask_terminal(question: str, stop: Stop) -> str | None:
@@ -478,8 +534,10 @@ def ask_terminal(question: str, stop: Stop) -> str | None:
         waits = sys.stdin.isatty()
         if not (waits or _readable(source)):
             return None  # nobody has written anything, and nobody may ever do so
+        line = b"" if waits else os.read(source, 1)
+        if not (waits or line):
+            return None  # its end: whoever asks says all of this again in the error
         print(question, end="", file=sys.stderr, flush=True)
-        line = b""
         while not line.endswith(b"\n"):
             while not _readable(source):
                 stop.check()

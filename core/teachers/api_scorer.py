@@ -2,18 +2,26 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
 
 from ..distillation.token_bytes import TokenBytes
-from ..errors import ModelNotFound, RequestRejected, StoppedEarly, TeacherError, TeacherUnavailable, UsageError
+from ..errors import (
+    ModelNotFound,
+    RequestRejected,
+    StoppedEarly,
+    TeacherError,
+    TeacherUnavailable,
+    TransientError,
+    UsageError,
+)
 from .asker import Question
 from .openai_api import merged
 from .providers import PROVIDERS, Protocol
 from .remote import Remote
 from .score_cache import cache_key, decode_scores, encode_scores
+from .score_cache import settled as settled_scores
 from .scorer import KNOWN, Ability, Noise, ScoreRequest, TeacherScores, check_requests, measure_noise
 from .scoring_wire import Echo, Fireworks, Scored, Sglang, Told, Vllm, Wire
 from .teacher_tokens import TeacherTokens
@@ -58,7 +66,6 @@ class ApiScorer:
         self.ability: Ability = "top_k" if top_k else "sampled"
         self.identity: dict[str, Any] = {**remote.identity, "protocol": chosen, "top_k": top_k}
         self.context_tokens: int | None = None
-        self._aside = ThreadPoolExecutor(1, "scorer")  # for `begin`
         self._agreed = False  # an answer has shown that the server reads as our tokenizer does
 
     def prepare(self, note: Callable[[str], None]) -> None:
@@ -72,7 +79,12 @@ class ApiScorer:
                 "tokenizer.json with --teacher-tokenizer."
             ) from None
         self.tokenizer.name_or_path = name  # messages name what was asked for, not a folder of the cache
-        names = TeacherTokens(TokenBytes(self.tokenizer), self.tokenizer.get_vocab(), self.tokenizer.bos_token_id)
+        names = TeacherTokens(
+            TokenBytes(self.tokenizer),
+            self.tokenizer.get_vocab(),
+            self.tokenizer.bos_token_id,
+            lambda text: self.tokenizer(text)["input_ids"],
+        )
         self.width = names.width
         wire = Fireworks if self._protocol == "echo" and self.backend == "fireworks" else WIRES[self._protocol]
         self._wire = wire(names, self._top_k)
@@ -93,10 +105,6 @@ class ApiScorer:
         """
         return self._results(batch, 1.0, cached=True)
 
-    def begin(self, batch: Sequence[ScoreRequest]) -> "Future[list[Result]]":
-        """The same, without waiting for it."""
-        return self._aside.submit(self.score_or_not, list(batch))
-
     def fresh(self, batch: Sequence[ScoreRequest], *, temperature: float = 1.0) -> list[TeacherScores]:
         """Scores that the server computes now: nothing is read from the cache or written there.
 
@@ -112,7 +120,9 @@ class ApiScorer:
         waiting: dict[bytes, ScoreRequest] = {}  # texts that are there twice are asked once
         for request in batch:
             prompt, completion = list(request.prompt_ids), list(request.completion_ids)
-            key = cache_key("score", self._remote.identity, self._protocol, self._top_k, prompt, completion)
+            # The tokenizer turns ids into what is sent and names into ids.
+            asked = self._remote.identity, self._protocol, self._top_k, self._wire.names.table.digest
+            key = cache_key("score", *asked, prompt, completion)
             keys.append(key)
             if key in settled or key in waiting:
                 continue
@@ -125,13 +135,24 @@ class ApiScorer:
                 settled[key] = self._scores(request, None)
                 continue
             known = None if cache is None else cache.get(key)
-            if known is None:
-                waiting[key] = request
-            else:
+            if known is not None:
                 settled[key] = decode_scores(known, completion)
+                continue
+            try:
+                self._wire.check(request)
+            except RequestRejected as error:
+                settled[key] = error
+                continue
+            waiting[key] = request
+
+        groups = list(self._groups(waiting))
+        again: list[Group] = []  # texts to be asked alone
 
         def answered(group: "Group", told: Told) -> None:
             for (key, request), scored in zip(group, told.scores, strict=True):
+                if isinstance(scored, TransientError):  # of one among several: a text alone raises it
+                    again.append([(key, request)])
+                    continue
                 if isinstance(scored, TeacherError):
                     settled[key] = scored
                     continue
@@ -140,6 +161,8 @@ class ApiScorer:
                     kept = encode_scores(scores)
                     cache.put(key, kept, tokens=scores.tokens)
                     scores = decode_scores(kept, request.completion_ids)  # the same bits, asked or found
+                elif cached:
+                    scores = settled_scores(scores)  # ... and kept or not
                 settled[key] = scores
 
         question = Question[Group, Told](
@@ -148,26 +171,26 @@ class ApiScorer:
             worst_usd=self._worst_usd,
             answered=answered,
         )
-        groups = list(self._groups(waiting))
         while groups:
             answers = self._remote.asker.ask(groups, question)
-            asked, groups = groups, []
-            for group, answer in zip(asked, answers, strict=True):
+            for group, answer in zip(groups, answers, strict=True):
                 if not isinstance(answer, TeacherError):
                     continue
                 if len(group) > 1 and _of_one(answer):  # one bad text makes a server refuse all that came with it
-                    groups += [[one] for one in group]
+                    again += [[one] for one in group]
                 else:
                     settled |= {key: answer for key, _ in group}
+            groups = again.copy()
+            again.clear()
         return [settled[key] for key in keys]
 
     async def _attempt(self, texts: list[ScoreRequest], temperature: float) -> Told:
         """One request. Raises TeacherError; for a text alone also what is wrong with it."""
-        client, check = self._remote.client, not self._agreed
-        body = self._wire.body(self.model, texts, temperature, check=check)
+        check = not self._agreed
         try:
-            reply = await client.post(self._wire.path, merged(body, self._remote.extra_body), root=self._wire.root)
-            told = self._wire.told(reply, texts, check=check)
+            told = await self._told(texts, temperature, check=check)
+            if check and self._wire.collapsed(told):
+                told = (await self._told(texts, temperature, check=False)).besides(told.usage)
             if not self._agreed:
                 self._judge(told)
             if len(texts) == 1 and isinstance(told.scores[0], TeacherError):
@@ -175,8 +198,13 @@ class ApiScorer:
                 error.billed, error.cost_usd = True, self._remote.cost_usd(told.usage, told.cost_usd)
                 raise error
         except TeacherError as error:
-            raise client.told(self._explained(error)) from None
+            raise self._remote.client.told(self._explained(error, texts)) from None
         return told
+
+    async def _told(self, texts: list[ScoreRequest], temperature: float, *, check: bool) -> Told:
+        body = merged(self._wire.body(self.model, texts, temperature, check=check), self._remote.extra_body)
+        reply = await self._remote.client.post(self._wire.path, body, root=self._wire.root)
+        return self._wire.told(reply, texts, check=check)
 
     def _judge(self, told: Told) -> None:
         """The first answers show whose tokenizer the server has. Raises TeacherUnavailable."""
@@ -194,8 +222,18 @@ class ApiScorer:
             usage=True,
         )
 
-    def _explained(self, error: TeacherError) -> TeacherError:
-        """A server's cap on k, with the option that heeds it; ids that it does not have, with the tokenizer's."""
+    def _explained(self, error: TeacherError, texts: Sequence[ScoreRequest]) -> TeacherError:
+        """A server's cap on k, with the option that heeds it; ids that it does not have, with the tokenizer's; an
+        answer that is too large, with what makes it so."""
+        if error.reason == "too_large":
+            longest = max(text.tokens for text in texts)
+            return RequestRejected(
+                "too_large",
+                f"{str(error).rstrip('.')}, here to {len(texts)} texts of up to {longest:,} tokens, {self._top_k} most "
+                "probable ones at each. Lower --teacher-top-k or --max-new-tokens, or shorten the prompts.",
+                billed=error.billed,
+                cost_usd=error.cost_usd,
+            )
         if isinstance(error, RequestRejected) and not self._agreed and "out of vocabulary" in str(error).lower():
             return self._other_tokenizer(error)
         if isinstance(error, RequestRejected) and error.reason == "invalid_request" and "logprob" in str(error).lower():
@@ -270,8 +308,7 @@ class ApiScorer:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def close(self) -> None:
-        """What has begun ends; the server belongs to whoever opened it."""
-        self._aside.shutdown()
+        """The server belongs to whoever opened it."""
 
 
 Group = list[tuple[bytes, ScoreRequest]]
@@ -291,8 +328,8 @@ def _all(results: Sequence[Result]) -> list[TeacherScores]:
 
 
 def _of_one(error: TeacherError) -> bool:
-    """Whether one text of several may be the cause."""
-    return error.reason not in ("top_k_limit", "over_budget", "not_found")
+    """Whether one text of several may be the cause. A server that is busy or gone is so for each of them."""
+    return isinstance(error, RequestRejected) and error.reason not in ("top_k_limit", "over_budget", "not_found")
 
 
 def _context(listed: Any, model: str) -> int | None:

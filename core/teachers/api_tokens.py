@@ -1,5 +1,6 @@
 """Tokens as APIs name them -> their bytes, and the log-probabilities that come with them."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,10 +63,17 @@ def told_of(content: Any) -> list[Told]:
         Told(
             _token(entry),
             _number(entry.get("logprob")),
-            [_alternative(each) for each in entry.get("top_logprobs") or ()],
+            [_alternative(each) for each in _list(entry.get("top_logprobs"))],
         )
         for entry in content
     ]
+
+
+def _list(value: Any) -> list[Any]:
+    """Null is an empty one."""
+    if value is None or isinstance(value, list):
+        return value or []
+    raise TransientError("broken_answer", f"top_logprobs that are no list: {str(value)[:50]!r}", billed=True)
 
 
 def _alternative(entry: Any) -> tuple[Named, float]:
@@ -81,4 +89,9 @@ def _token(entry: dict[str, Any]) -> Named:
 
 def _number(value: Any) -> float | None:
     """A log-probability; None for null and for what is none (NaN, a positive number beyond rounding)."""
-    return min(float(value), 0.0) if isinstance(value, int | float) and value <= 1e-3 else None
+    if not isinstance(value, int | float) or not value <= 1e-3:
+        return None
+    try:
+        return min(float(value), 0.0)
+    except OverflowError:  # JSON knows integers that no float can hold
+        return -math.inf

@@ -6,14 +6,16 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import orjson
 
-from ..errors import RequestRejected, TeacherError, TransientError
+from ..data.text import one_line
+from ..errors import RequestRejected, TeacherError, Throttled, TransientError
 from .api_answers import parse_answer, usage_of
 from .api_client import Reply
 from .api_tokens import Told, told_of
@@ -72,6 +74,10 @@ ROUNDING = 1e-3
 """By so much the probabilities of a position may sum to more than 1."""
 DIGITS = 7
 """Of a log-probability, behind the point: float32 has no more, and the cache is a third smaller for it."""
+ODD = (TypeError, ValueError, OverflowError, RecursionError, LookupError)
+"""What reading an answer raises whose parts are of other types than the API says."""
+FEW_TRIES = 3
+"""At a request of the ability test: a judge that is not there is a reason, and nothing to wait minutes for."""
 GO_ON_FIELDS = ("continue_final_message", "add_generation_prompt")
 """Without a prefix they would make a server go on with the user's message."""
 WANTS_PREFIX = ("api.deepseek.com",)
@@ -141,6 +147,8 @@ class Asked:
     max_tokens: int | None
     read: Callable[[Answer], Any]
     tokens: Callable[[Any], int] = lambda value: 0
+    room: list[int] = field(default_factory=list[int])
+    """The max_tokens of a verdict's attempts."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +228,7 @@ class ChatTeacher:
                 requests.append(self._no_logprobs())
                 continue
             body = self._with_logprobs(messages, tools, self.top)
-            if seed is not None:
+            if seed is not None and self.remote.backend != "openrouter":  # few providers there know it
                 body["seed"] = seed
             key = self._key("text", list(messages), list(tools), self.top, max_tokens, seed)
             requests.append(Asked(key, self._whole(body, ""), max_tokens, self._read_written, lambda v: len(v["told"])))
@@ -229,19 +237,17 @@ class ChatTeacher:
 
     def grade(self, asked: Sequence[Graded], *, fresh: bool = False) -> list[float | TeacherError]:
         """How good each answer is by the rubric, 0 to 1. fresh: past the cache, for the ability test."""
-        requests = [self._verdict("grade", grade_prompt, each, read_score) for each in asked]
-        if fresh:
-            requests = [each if isinstance(each, TeacherError) else replace(each, key=None) for each in requests]
-        found = self._ask(requests)
+        found = self._verdicts([self._verdict("grade", grade_prompt, each, read_score) for each in asked], fresh)
         return [each if isinstance(each, TeacherError) else score_share(each) for each in found]
 
-    def compare(self, pairs: Sequence[Pair]) -> list[float | TeacherError]:
+    def compare(self, pairs: Sequence[Pair], *, fresh: bool = False) -> list[float | TeacherError]:
         """1 where the first answer of a pair is the better one, 0 where the second is; 0.5 for a tie, for equal texts,
-        and where the judge contradicts itself when the two change places."""
+        and where the judge contradicts itself when the two change places. fresh: see `grade`."""
         alike = [pair.first.strip() == pair.second.strip() for pair in pairs]
         asked = [pair for pair, same in zip(pairs, alike, strict=True) if not same]
         swapped = [replace(pair, first=pair.second, second=pair.first) for pair in asked]
-        verdicts = self._ask([self._verdict("compare", compare_prompt, each, read_choice) for each in asked + swapped])
+        requests = [self._verdict("compare", compare_prompt, each, read_choice) for each in asked + swapped]
+        verdicts = self._verdicts(requests, fresh)
         both = iter(zip(verdicts[: len(asked)], verdicts[len(asked) :], strict=True))
         settled: list[float | TeacherError] = []
         for same in alike:
@@ -251,6 +257,12 @@ class ChatTeacher:
             else:
                 settled.append(settled_choice(first, 1 - second))
         return settled
+
+    def _verdicts(self, requests: Sequence[Asked | TeacherError], fresh: bool) -> list[Any]:
+        if not fresh:
+            return self._ask(requests)
+        anew = [each if isinstance(each, TeacherError) else replace(each, key=None) for each in requests]
+        return self._ask(anew, tries=FEW_TRIES)
 
     # ---- the ability test: always asked anew ---------------------------------------------------------------------
 
@@ -391,8 +403,11 @@ class ChatTeacher:
 
     # ---- asking --------------------------------------------------------------------------------------------------
 
-    def _ask(self, requests: Sequence[Asked | TeacherError]) -> list[Any]:
-        """The value or the TeacherError of each request. Equal ones are asked once; what is known is not asked."""
+    def _ask(self, requests: Sequence[Asked | TeacherError], *, tries: int | None = None) -> list[Any]:
+        """The value or the TeacherError of each request. Equal ones are asked once; what is known is not asked.
+
+        tries: attempts at each, where that is less than the run's --teacher-retries allow.
+        """
         settled: dict[int, Any] = {}
         numbers: dict[bytes | int, int] = {}  # of the request that asks for the same
         missing: list[int] = []
@@ -408,8 +423,9 @@ class ChatTeacher:
                 else:
                     settled[number] = decode_json(known)
         asked = [request for number in missing if isinstance(request := requests[number], Asked)]
+        attempt = self._attempt if tries is None else self._a_few_times(tries)
         question = Question(
-            self._attempt, cost_usd=lambda kept: kept.cost_usd, worst_usd=self._worst_usd, answered=self._keep
+            attempt, cost_usd=lambda kept: kept.cost_usd, worst_usd=self._worst_usd, answered=self._keep
         )
         answers = self.remote.asker.ask(asked, question) if asked else []
         for number, answer in zip(missing, answers, strict=True):
@@ -419,6 +435,23 @@ class ChatTeacher:
             for number, request in enumerate(requests)
         ]
 
+    def _a_few_times(self, tries: int) -> Callable[[Asked], Awaitable[Kept]]:
+        """An attempt that is the last one when it fails for the so manyth time."""
+        failed: Counter[int] = Counter()
+
+        async def attempt(request: Asked) -> Kept:
+            try:
+                return await self._attempt(request)
+            except Throttled:
+                raise
+            except TransientError as error:
+                failed[id(request)] += 1
+                if failed[id(request)] < tries:
+                    raise
+                raise RequestRejected(error.reason, str(error), billed=error.billed, cost_usd=error.cost_usd) from None
+
+        return attempt
+
     def _keep(self, request: Asked, kept: Kept) -> None:
         if request.key is not None and self.remote.cache is not None:
             self.remote.cache.put(request.key, encode_json(kept.value), tokens=request.tokens(kept.value))
@@ -427,12 +460,12 @@ class ChatTeacher:
         # A token has at least one byte, so bytes bound the prompt's tokens; templates add a few per message.
         asked = {"messages": request.body["messages"], "tools": request.body.get("tools")}
         size = len(json.dumps(asked, ensure_ascii=False, default=str).encode("utf-8", "replace"))
-        return self.remote.worst_usd(
-            size + 16 * len(request.body["messages"]), request.max_tokens or self._verdict_tokens
-        )
+        if request.max_tokens is None:  # what is reserved here is what is sent, whatever others find out meanwhile
+            request.room.append(self._verdict_tokens)
+        return self.remote.worst_usd(size + 16 * len(request.body["messages"]), request.max_tokens or request.room[-1])
 
     async def _attempt(self, request: Asked) -> Kept:
-        max_tokens = request.max_tokens or self._verdict_tokens
+        max_tokens = request.max_tokens or request.room[-1]
         name = "max_completion_tokens" if self._reasons else "max_tokens"
         reply = await self.remote.client.post("/chat/completions", {**request.body, name: max_tokens})
         try:
@@ -453,6 +486,8 @@ class ChatTeacher:
             if error.reason not in ("empty_answer", "no_room_for_answer"):
                 raise
             completion = error  # a blank is an answer where one token is asked for
+        except ODD as odd:
+            raise _broken(odd, None) from None
         body = orjson.loads(raw)
         cost_usd = self.remote.cost_usd(*usage_of(body.get("usage")))
         try:
@@ -461,6 +496,8 @@ class ChatTeacher:
             error.billed = True
             error.cost_usd = cost_usd if error.cost_usd is None else error.cost_usd
             raise
+        except ODD as odd:
+            raise _broken(odd, cost_usd) from None
 
     # ---- reading -------------------------------------------------------------------------------------------------
 
@@ -532,6 +569,11 @@ class ChatTeacher:
             "told": [_packed(one) for one in told],
             "end": None if end is None else _packed(end),
         }
+
+
+def _broken(odd: Exception, cost_usd: float | None) -> TransientError:
+    said = f"an answer of another form than the API has ({type(odd).__name__}: {one_line(str(odd), 100)})"
+    return TransientError("broken_answer", said, billed=True, cost_usd=cost_usd)
 
 
 # ---- positions --------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ FRUITLESS_S = 300.0
 @dataclass(frozen=True)
 class Limits:
     """concurrency: most attempts in flight.   retries: further attempts after a transient error.
-    max_cost_usd: most that may be spent, one `share`-th of --max-cost.   goes_on: what a user then does.
+    max_cost_usd: most that may be spent, one `share`-th of --max-cost.   cheaper, goes_on: what a user then does.
     fruitless_s: see FRUITLESS_S.
     holds: begun work keeps its place between attempts, because it holds something (a browser, a container). At most
         `concurrency` pieces are begun then, and one Ctrl-C lets them end.
@@ -52,6 +52,7 @@ class Limits:
     retries: int = 5
     max_cost_usd: float | None = None
     share: int = 1
+    cheaper: str = "lower --max-tokens"
     goes_on: str = "The same command with a fresh --max-cost goes on."
     fruitless_s: float = FRUITLESS_S
     holds: bool = False
@@ -253,7 +254,7 @@ class Engine(Generic[W, A]):
         )
 
     def _too_dear(self, job: Job[W]) -> str:
-        return f"this request alone may cost {job.worst_usd:.4f} USD, more than --max-cost; lower --max-tokens"
+        return f"this request alone may cost {job.worst_usd:.4f} USD, more than --max-cost; {self.limits.cheaper}"
 
     async def _something(self, loop: asyncio.AbstractEventLoop) -> None:
         """Wait until an attempt ends, a retry is due, the silence is over, or the user wants to stop."""

@@ -115,7 +115,7 @@ def bar_beside(texts: Sequence[str]) -> str:
 # ---- verdicts ---------------------------------------------------------------------------------------------------
 
 NUMBER = r"(\d+(?:\.\d+)?)"
-OUT_OF = rf"(?:\s*(?:/|out of)\s*{NUMBER})?"
+OUT_OF = rf"(?:[ \t*_`\"'$}}\])(\[]*(?:/|(?:out )?of\b)[ \t*_`\"']*{NUMBER})?"
 MARKS = r"[\s\"'*_`#$\\{\[(:=]*"
 """What stands between a word and its value: quotes, bold, a colon, \\boxed{ and the like."""
 SCORE = re.compile(
@@ -127,8 +127,11 @@ FRACTION = re.compile(rf"(?<![\d./-]){NUMBER}\s*(?:/|out of)\s*{NUMBER}(?![\d/])
 ANY_NUMBER = re.compile(rf"(?<![\w.,/-]){NUMBER}(?![\w/]|[.,]\d|\s*[-%])")
 TIE = "tie|equal|both|neither|none|draw"
 BETTER = re.compile(
-    rf"\b(?:better|verdict|winner)\b{MARKS}(?:(?:is|answer)\b{MARKS})*((?-i:A|B)|{TIE})\b", re.IGNORECASE
+    rf"\b(?:better|verdict|winner)\b{MARKS}(?:(?:is|answer)\b{MARKS})*((?-i:A|B)|{TIE})\b"
+    rf"(?![\s\"'*_`,]*(?:or\b|and\b|[/&|]){MARKS}(?:answer\s+)?(?:(?-i:A|B)|{TIE})\b)",
+    re.IGNORECASE,
 )
+"""Not "Better: A or B", which repeats the question."""
 CHOICE = re.compile(rf"[\s\"'*_`\[(]*(?:answer\s+)?(A|B|{TIE})[\s\"'*_`\])./!]*", re.IGNORECASE)
 
 

@@ -97,6 +97,7 @@ def open_remote(
         options.retries,
         most,
         share=share,
+        cheaper="raise it, or lower --max-new-tokens",
         goes_on="The same command with a fresh --max-cost goes on, with --resume where steps were made.",
     )
     asker = Asker(limits, stop)

@@ -11,7 +11,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,8 @@ class ScoreCache:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(cannot_write(path, error)) from None
+        with suppress(OSError):  # it is there, or SQLite says why it cannot be
+            path.touch(0o600, exist_ok=False)  # a teacher's words are nobody else's; SQLite's log gets the same rights
         with self._explained(UsageError):
             self._connection = sqlite3.connect(path, BUSY_S, isolation_level=None, check_same_thread=False)
             try:

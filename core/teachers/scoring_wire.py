@@ -6,7 +6,7 @@ Pure functions of what was asked and what arrived. Whatever a server writes, a t
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from operator import attrgetter
 from typing import Any, ClassVar
@@ -16,6 +16,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from ..data.text import one_line
 from ..distillation.losses import LOG_ZERO
 from ..errors import RequestRejected, TeacherError, TransientError
 from .api_answers import error_of, parse_answer, usage_of
@@ -29,6 +30,8 @@ IMPOSSIBLE = -9999.0
 """What servers write for a probability of 0, since JSON has no infinity (vLLM, OpenAI's reference)."""
 ROUNDING = 1e-3
 """How far rounding lifts a log-probability, or the sum of probabilities, above what they can be."""
+ODD = (TypeError, ValueError, OverflowError, RecursionError)
+"""What Python and NumPy raise at a list for a number, a number of 400 digits and the like."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,12 @@ class Told:
     usage: Usage
     cost_usd: float | None
 
+    def besides(self, usage: Usage) -> "Told":
+        """With the tokens of another request that was needed for it."""
+        prompt, completion = usage.prompt_tokens, usage.completion_tokens
+        both = Usage(self.usage.prompt_tokens + prompt, self.usage.completion_tokens + completion)
+        return replace(self, usage=both)
+
 
 class Wire(ABC):
     """One protocol.
@@ -72,9 +81,16 @@ class Wire(ABC):
         """The request for these texts. check: the answer shall show whose tokenizer it is, where that costs
         something."""
 
+    def check(self, text: ScoreRequest) -> None:  # noqa: B027
+        """Raises RequestRejected for a text that cannot be asked for in this protocol."""
+
     @abstractmethod
     def read(self, raw: bytes, texts: Sequence[ScoreRequest], *, check: bool) -> Told:
         """The body of a 200. Raises what `told` raises."""
+
+    def collapsed(self, told: Told) -> bool:
+        """Whether an answer may be bad because it was asked to show whose tokenizer it is."""
+        return False
 
     def told(self, reply: Reply, texts: Sequence[ScoreRequest], *, check: bool = False) -> Told:
         """What the server says of each text. check: look at the server's tokenizer, too.
@@ -94,6 +110,8 @@ class Wire(ABC):
         except (msgspec.DecodeError, json.JSONDecodeError):
             parse_answer(status, headers, raw, 0)  # a web page, an answer that is cut off
             raise _broken("not of this protocol's form") from None
+        except ODD as error:
+            raise _odd(error) from None
 
     def scored(
         self,
@@ -125,7 +143,7 @@ class Wire(ABC):
             raise RequestRejected(
                 "no_sampled_token", f"null or NaN as the log-probability of token {place} of the completion. {advice}"
             )
-        given = (ids != NONE) & (ids < self.names.width) & ~np.isnan(logprobs)
+        given = (ids >= 0) & (ids < self.names.width) & ~np.isnan(logprobs)
         ids = np.where(given, ids, NONE)
         logprobs = np.where(given, logprobs, -np.inf)
         largest = max(picked.max(initial=LOG_ZERO), logprobs.max(initial=LOG_ZERO))
@@ -154,6 +172,8 @@ class Wire(ABC):
                 scores.append(one(number, text))
             except TeacherError as error:
                 scores.append(error)
+            except ODD as error:
+                scores.append(_odd(error))
         return scores
 
     def _checked_texts(self, text: ScoreRequest, texts: Sequence[str | None]) -> None:
@@ -291,6 +311,11 @@ class Sglang(Wire):
         usage = Usage(sum(one.prompt_tokens for one in usages), sum(one.completion_tokens for one in usages))
         return Told(self._each(texts, lambda number, text: self._one(metas[number], text, check)), usage, None)
 
+    def collapsed(self, told: Told) -> bool:
+        """With transformers 5, SGLang 0.5 makes one entry of all when it is asked for texts."""
+        errors = [scored for scored in told.scores if isinstance(scored, TeacherError)]
+        return any(error.reason != "other_tokenizer" for error in errors)
+
     def _one(self, meta: dict[str, Any], text: ScoreRequest, check: bool) -> Scored:
         count = len(text.completion_ids)
         own, top = meta.get("input_token_logprobs"), meta.get("input_top_logprobs")
@@ -349,17 +374,24 @@ class Echo(Wire):
     def _wanted(self) -> dict[str, Any]:
         return {"logprobs": max(1, self.top_k)}  # 0 is "none" to some
 
+    def check(self, text: ScoreRequest) -> None:
+        """What is no text, or would be read in other tokens, is known before it is paid for."""
+        self._prompt(text)
+
     def _prompt(self, text: ScoreRequest) -> list[int] | str:
-        """Raises RequestRejected for bytes that are no text."""
+        """Raises RequestRejected for bytes that are no text, and for a text that reads as other ids."""
         ids = [*text.prompt_ids, *text.completion_ids]
         if self.ids:
             return ids
         try:
-            return self.names.table.of(ids).decode()
+            written = self.names.written(ids)
         except UnicodeDecodeError:
             raise RequestRejected(
                 "no_text", "an answer with half a character in it cannot be sent to a server that takes only text"
             ) from None
+        if written is None:
+            raise _read_otherwise()
+        return written
 
     def read(self, raw: bytes, texts: Sequence[ScoreRequest], *, check: bool) -> Told:
         content = loads(raw)
@@ -379,14 +411,18 @@ class Echo(Wire):
         prompt, count = len(text.prompt_ids), len(text.completion_ids)
         start = self.names.where(tokens, text.prompt_ids, text.completion_ids)
         if start is None:
+            if len(tokens) < max(2, count):  # llama-server does so, with a 200
+                raise _none_told(f"It tells of {len(tokens)} tokens where {text.tokens} were sent: it ignores `echo`")
+            if self.names.where(tokens[1:], text.prompt_ids, text.completion_ids) is not None:
+                raise RequestRejected(
+                    "other_tokens",
+                    f"the server puts {tokens[0]!r} before the text, so that it scores another one. Does the tokenizer "
+                    "of --teacher-tokenizer begin a text as the server's does (add_bos_token)?",
+                )
             # Where half of the prompt reads differently, no answer will ever be read alike.
             if self.names.where(tokens, text.prompt_ids[: prompt // 2], ()) is None:
                 raise RequestRejected("other_tokenizer", f"the prompt begins {tokens[:8]!r} for the server")
-            raise RequestRejected(
-                "other_tokens",
-                "the server reads the text in other tokens than it was written in: a tokenizer joins what was sampled "
-                "in pieces. Only servers that take token ids (vLLM, SGLang, Fireworks) can score such an answer.",
-            )
+            raise _read_otherwise()
         here = slice(start, start + count)
         return self.scored(
             text,
@@ -520,6 +556,18 @@ def _broken(what: str) -> TransientError:
 
 def _none_told(what: str) -> RequestRejected:
     return RequestRejected("no_logprobs", f"the server tells no log-probabilities of the given text. {what}.")
+
+
+def _odd(error: Exception) -> TransientError:
+    return _broken(f"a value of another type or size than this protocol has ({one_line(str(error), 100)})")
+
+
+def _read_otherwise() -> RequestRejected:
+    return RequestRejected(
+        "other_tokens",
+        "the server reads the text in other tokens than it was written in: a tokenizer joins what was sampled in "
+        "pieces. Only servers that take token ids (vLLM, SGLang, Fireworks) can score such an answer.",
+    )
 
 
 def _no_logprobs(what: str) -> RequestRejected:

@@ -1,7 +1,7 @@
 """Tokens as a server names them -> the ids of the teacher's own tokenizer."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +22,19 @@ class TeacherTokens:
 
     table: the bytes of each id.   written: (token as its vocabulary writes it -> id), as some servers send them.
     bos: the beginning of a text, where the tokenizer has one.   width: one more than the largest id.
+    read: a text as the tokenizer's ids, with what it puts in front; None: nobody knows how texts are read.
     """
 
-    def __init__(self, table: TokenBytes, written: Mapping[str, int], bos: int | None) -> None:
+    def __init__(
+        self,
+        table: TokenBytes,
+        written: Mapping[str, int],
+        bos: int | None,
+        read: Callable[[str], Sequence[int]] | None = None,
+    ) -> None:
         self.table, self.bos, self.width = table, bos, table.size
+        self._read = read
+        self._adds_bos = read is not None and bos is not None and list(read(""))[:1] == [bos]
         self._written = {text.encode("utf-8", "surrogatepass"): place for text, place in written.items()}
         # Several ids may spell the same bytes. Written last, and so found: a plain token, before a byte token of
         # SentencePiece, before one that is matched as a whole; of equals the smallest id.
@@ -65,14 +74,31 @@ class TeacherTokens:
             return not token
         return token in (piece.decode(errors="replace").encode(), piece.decode(errors="ignore").encode())
 
+    def written(self, ids: Sequence[int]) -> str | None:
+        """The text that a server with this tokenizer reads as these ids; None where it would read others.
+
+        Without the BOS that the tokenizer puts in front itself. Raises UnicodeDecodeError for half a character.
+        """
+        own = self._adds_bos and list(ids[:1]) == [self.bos]
+        text = self.table.of(ids[1:] if own else ids).decode()
+        if self._read is None:
+            return text
+        found = list(self._read(text))
+        if self._adds_bos and not own:  # whatever is written, it puts one more in front, and `where` knows
+            found = found[1:]
+        return text if found[: len(ids)] == list(ids) else None
+
     def where(self, told: Sequence[Named], prompt: Sequence[int], completion: Sequence[int]) -> int | None:
         """Where in `told` the completion begins, when `told` begins with these tokens; None when it does not.
 
-        Servers put a BOS in front, and llama-cpp-python tells nothing of any BOS: one more at the front is no
-        difference, and those of the prompt may all be missing.
+        Servers put a BOS in front of a prompt without one, and llama-cpp-python tells nothing of any BOS: one at the
+        front is no difference, and those of the prompt may all be missing. Two are another text.
         """
         silent = [place for place in prompt if place != self.bos]
+        doubled = self.bos is not None and list(prompt[:1]) == [self.bos]
         for before, first in ((prompt, 0), (prompt, 1), (silent, 0)):
+            if first and doubled:
+                continue
             expected = [*before, *completion]
             stop = first + len(expected)
             if len(told) < stop or (first and not self._begins(told[0])):
@@ -95,7 +121,7 @@ class TeacherTokens:
             known = text.strip() == piece.strip() or self._written.get(text.encode("utf-8", "surrogatepass")) == place
             compared.append((place, text, known))
         other = [(place, text) for place, text, known in compared if not known]
-        return other[0] if len(other) > MISREAD * len(compared) else None
+        return other[0] if len(other) > max(1, MISREAD * len(compared)) else None  # a single odd one proves nothing
 
     def _begins(self, token: Named) -> bool:
         """Whether it can be the beginning of a text that nobody wrote."""

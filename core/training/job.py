@@ -162,7 +162,10 @@ class Job:
             return {}
         spending = remote.asker.spending
         mine = self.world.sum([remote.asker.requests, spending.known, spending.maybe])
-        return {name: self._asked_before.get(name, 0) + value for name, value in zip(ASKED, mine, strict=True)}
+        found = {name: self._asked_before.get(name, 0) + value for name, value in zip(ASKED, mine, strict=True)}
+        if remote.price is None and remote.provider.hosted and not found["spent_usd"]:
+            del found["spent_usd"]  # nobody says what a request costs, and 0 would be a claim
+        return found
 
     # ---- measures ----------------------------------------------------------------------------------------------
 
@@ -275,7 +278,9 @@ class Job:
         self._empty = 0 if learnt.samples else self._empty + 1
         most = EMPTY_STEPS if self.lesson.scorer is not None else EMPTY_CHAT_STEPS
         if self._empty == most:
-            reasons = "; ".join(self.learner.skipped) or "no reason is known"
+            signal = self.learner.signal
+            told = [] if signal is None else signal.reasons.values()
+            reasons = "; ".join([*self.learner.skipped, *told]) or "no reason is known"
             raise StoppedEarly(f"{most} steps in a row had nothing to learn from: {reasons}")
         self.samples_trained += learnt.samples
         self.tokens_trained += learnt.tokens
@@ -389,7 +394,7 @@ class Job:
             signal=self.signal_words,
             mode="score" if self.learner.signal is None else self.learner.signal.mode,
             requests=int(asked.get("requests", 0)),
-            spent_usd=self._known_cost(asked.get("spent_usd")),
+            spent_usd=asked.get("spent_usd"),
             maybe_billed_usd=asked.get("maybe_billed_usd", 0.0),
             cache=self._cache_use(),
             staleness=self.options.staleness,
@@ -401,12 +406,6 @@ class Job:
             curves=self._draw(),
             improved=self._is_better(self.best.get(self.options.monitor), self.before.get(self.options.monitor)),
         )
-
-    def _known_cost(self, spent_usd: float | None) -> float | None:
-        """None where nobody says what a request costs: 0 would be a claim."""
-        remote = self.lesson.remote
-        unknown = remote is not None and remote.price is None and remote.provider.hosted and not spent_usd
-        return None if unknown else spent_usd
 
     def _cache_use(self) -> CacheUse | None:
         """Of this process since it began."""

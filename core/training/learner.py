@@ -158,7 +158,10 @@ class Learner:
         )
         self.student.model.train()
         kd, sft = world.sum(self._accumulate(exchanges, max(counts[0], 1.0), max(counts[1], 1.0)))
-        norm, rate = self._update(exchanges, kd, sft)
+        if counts[2]:
+            norm, rate = self._update(exchanges, kd, sft)
+        else:  # no gradient is no reason to follow the momentum of the steps before
+            norm, rate = 0.0, float(self.schedule.get_last_lr()[0])
         whole = [int(count) for count in counts]
         return Learnt(
             loss=options.lambda_kd * kd + options.lambda_sft * sft,

@@ -14,6 +14,7 @@ from ..distillation.vocabulary import VocabularyMap
 from .memory import TeacherSize, memory_estimate, teacher_size
 from .samples import Sample, Samples
 from .score_signal import ScoreSignal
+from .signal import Mode
 from .student import Student
 from .teaching import Lesson
 
@@ -65,7 +66,7 @@ def plan_lines(
     lines += [
         ("data", _data(samples)),
         ("step", _step(options, processes, device)),
-        ("answers", _answers(options, samples)),
+        ("answers", _answers(options, samples, lesson.mode)),
         ("optimiser", _optimiser(options, samples)),
         ("memory", _memory(memory, processes, known=not local or size is not None)),
         ("validation", _validation(options, samples)),
@@ -173,7 +174,7 @@ def _student(options: TrainGold, student: Student) -> str:
 def _teacher(lesson: Lesson, size: TeacherSize | None, device: torch.device) -> str:
     options, scorer = lesson.options, lesson.scorer
     if lesson.remote is not None:
-        mode = "not tested yet" if lesson.signal is None else f"mode {lesson.signal.mode}"
+        mode = f"mode {lesson.mode}" + ("" if lesson.signal is not None else ", if the test of the server allows it")
         return f"{lesson.remote.model} ({lesson.remote.backend}) at {lesson.remote.client.endpoint}: {mode}"
     if scorer is None:
         return "none: --lambda-kd is 0, the student learns the answers in the data (SFT)"
@@ -211,14 +212,17 @@ def _step(options: TrainGold, processes: int, device: torch.device) -> str:
     )
 
 
-def _answers(options: TrainGold, samples: Samples) -> str:
+def _answers(options: TrainGold, samples: Samples, mode: Mode | None) -> str:
     if not options.lambda_kd:
         return f"those in the data, cut at {options.max_new_tokens} tokens"
+    if mode == "teacher-text":
+        return f"the teacher's own, up to {counted(options.max_new_tokens, 'token')}, one for each prompt"
     with_answer = sum(bool(each.answer_ids) for each in samples.train)
     own = 1.0 - (1.0 - options.lmbda) * with_answer / max(1, len(samples.train))
     how = f"temperature {options.temperature:g}, top-p {options.top_p:g}" if options.do_sample else "the most probable"
     drawn = f", up to {counted(options.max_new_tokens, 'token')}, {how}" if own else ""
-    return f"{own:.0%} the student's own{drawn}; {1 - own:.0%} from the data (--lmbda {options.lmbda:g})"
+    stale = ", written by the student of the step before (--staleness 1)" if options.staleness and own else ""
+    return f"{own:.0%} the student's own{drawn}{stale}; {1 - own:.0%} from the data (--lmbda {options.lmbda:g})"
 
 
 def _optimiser(options: TrainGold, samples: Samples) -> str:

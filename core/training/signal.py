@@ -8,10 +8,11 @@ from typing import Literal, Protocol, TypeVar
 from torch import Tensor
 
 from ..commands.train_gold import TeacherMode
+from ..data.text import one_line
 from ..distillation.measures import Measures
 from ..distillation.output_head import OutputHead
 from ..distillation.terms import LossTerms
-from ..errors import RequestRejected, StoppedEarly, TeacherError
+from ..errors import BudgetReached, RequestRejected, StoppedEarly, TeacherError
 from .exchange import Exchange
 from .samples import Sample
 
@@ -20,8 +21,14 @@ Answers = Literal["both", "own", "teacher"]
 """Whose answers are trained on: the student's own and those in the data; the student's only; the teacher's only."""
 
 
-OF_THE_SERVER = ("top_k_limit", "not_found", "invalid_request", "no_logprobs")
-"""Reasons why a request was rejected that are the server's or ours, when all are rejected for them."""
+OF_THE_SERVER = (
+    *("top_k_limit", "not_found", "invalid_request", "refused_by_provider", "no_logprobs", "not_logprobs"),
+    *("no_sampled_token", "other_tokens", "tokens_as_ids", "tokens_do_not_fit", "thinks_first", "too_large"),
+)
+"""Reasons why a request was rejected that are the server's or ours, when several are rejected and none is not."""
+SEVERAL = 4
+TOO_DEAR = "over_budget"
+"""The reason of what alone could cost more than --max-cost, or than the provider allows."""
 T = TypeVar("T")
 
 
@@ -94,20 +101,23 @@ def answered(
     came is in the cache. Also when all were rejected for a reason that lies in none of them.
     """
     errors = [result for result in results if isinstance(result, TeacherError)]
+    dear = next((error for error in errors if error.reason == TOO_DEAR), None)
+    if dear is not None:  # that says nothing of the text, and more money would bring it back
+        raise BudgetReached(f"{one_line(str(dear), 400).rstrip('.')}. The same command with more of it goes on.")
     unanswered = [error for error in errors if not isinstance(error, RequestRejected)]
-    if not unanswered and len(errors) == len(results):
+    if not unanswered and len(errors) == len(results) >= SEVERAL:
         unanswered = [error for error in errors if error.reason in OF_THE_SERVER]
     if unanswered:
         named = list(dict.fromkeys(places))
         more = f" and {len(named) - 5} more" if len(named) > 5 else ""
         raise StoppedEarly(
             f"{server} said nothing of {len(unanswered)} of {len(results)} requests about the answers in "
-            f"{', '.join(named[:5])}{more}: {unanswered[0]}. What it did say is kept: the same command with --resume "
-            "goes on."
+            f"{', '.join(named[:5])}{more}: {one_line(str(unanswered[0]), 400).rstrip('.')}. What it did say is kept: "
+            "the same command goes on, with --resume where steps were made."
         )
     for place, result in zip(places, results, strict=True):
         if isinstance(result, TeacherError):
-            reasons.setdefault(result.reason, f"{place}: {result}")
+            reasons.setdefault(result.reason, f"{place}: {one_line(str(result), 400)}")
     return [None if isinstance(result, TeacherError) else result for result in results]
 
 

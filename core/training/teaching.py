@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..commands.train_gold import TrainGold
 from ..data.run import Run
@@ -48,6 +49,13 @@ class Lesson:
     remote: Remote | None = None
     ability: Ability | None = None
     cost: StepCost | None = None
+
+    @property
+    def mode(self) -> Mode | None:
+        """What the student learns from, or will, if the test of its server allows it; None: the answers in the data."""
+        if self.signal is not None:
+            return self.signal.mode
+        return None if self.cost is None else self.cost.mode
 
 
 def open_teacher(options: TrainGold, world: World, run: Run, stack: ExitStack) -> Teacher | None:
@@ -106,15 +114,18 @@ def _from_server(
     """What a server can be asked is found out first, and a weaker mode than scores is chosen by the user alone."""
     note = run.progress.note
     if options.dry_run:
+        mode = likely_mode(options)
+        if options.teacher_mode == mode:
+            options = options.in_mode(mode)
         samples = _read(options, student, None, note)
-        return Lesson(options, samples, remote=remote, cost=_cost(options, remote, samples, likely_mode(options)))
-    ability = world.gather(world.on_main(lambda: _examine(options, remote, note)))[0]
-    assert ability is not None
-    note("\n".join(ability.lines()))
+        return Lesson(options, samples, remote=remote, cost=_cost(options, remote, samples, mode))
     before = None if folder is None else folder.identity_before.get("mode")  # with --resume nobody is asked again
     asked = options.teacher_mode
     if asked in (None, "auto"):
         asked = world.gather(before)[0] or asked
+    ability = world.gather(world.on_main(lambda: _examine(options, remote, asked, note)))[0]
+    assert ability is not None
+    note("\n".join(ability.lines()))
     if asked in (None, "auto", "score") and "score" in ability.modes:
         scorer = ApiScorer(
             remote,
@@ -126,7 +137,7 @@ def _from_server(
         signal = ScoreSignal(options, student.side, student.head, scorer)
         samples = _read(options, student, signal, note)
         options = options.in_mode("score")
-        _identify(world, folder, "score")
+        _identify(world, folder, mode="score")
         return Lesson(options, samples, signal, scorer, remote, ability, _cost(options, remote, samples, "score"))
     samples = _read(options, student, None, note)
     costs: dict[Mode, StepCost] = {mode: _cost(options, remote, samples, mode) for mode in ability.modes}
@@ -135,7 +146,6 @@ def _from_server(
     )
     mode = chosen[0]
     assert mode is not None
-    _identify(world, folder, mode)
     options = options.in_mode(mode)
     pairwise = mode == "judge" and options.judge == "pairwise"
     if pairwise and samples.held_out and not any(sample.answer for sample in samples.held_out):
@@ -145,6 +155,9 @@ def _from_server(
         )
     prefill = None if ability.chatting is None else ability.chatting.prefill
     keeps_blanks = prefill is None or prefill.blanks is not False
+    kept = world.gather(None if folder is None else folder.identity_before.get("keeps_blanks"))[0]
+    keeps_blanks = keeps_blanks if kept is None else bool(kept)  # a run asks the same positions to its end
+    _identify(world, folder, mode=mode, keeps_blanks=keeps_blanks)
     chat = ChatTeacher(remote, rubric=options.rubric, keeps_blanks=keeps_blanks)
     makers: dict[Mode, Callable[[], Signal]] = {
         "probe": lambda: ProbeSignal(options, student, chat),
@@ -161,12 +174,15 @@ def likely_mode(options: TrainGold) -> Mode:
     return "score" if PROVIDERS[options.backend].scoring else "probe"
 
 
-def _examine(options: TrainGold, remote: Remote, note: Callable[[str], None]) -> Ability:
+def _examine(options: TrainGold, remote: Remote, asked: str | None, note: Callable[[str], None]) -> Ability:
     return examine(
         remote,
         tokenizer=options.teacher_tokenizer,
         top_k=options.teacher_top_k,
         accept_noise=options.accept_noise,
+        asked=asked,
+        rubric=options.rubric,
+        pairwise=options.judge == "pairwise",
         note=note,
     )
 
@@ -185,12 +201,14 @@ def _cost(options: TrainGold, remote: Remote, samples: Samples, mode: Mode) -> S
     return cost_of_step(mode, options, load, remote.price)
 
 
-def _identify(world: World, folder: RunFolder | None, mode: Mode) -> None:
-    """A run goes on in the mode that it was begun in."""
-    world.on_main(lambda: None if folder is None else folder.identify(mode=mode))
+def _identify(world: World, folder: RunFolder | None, **found: Any) -> None:
+    """A run goes on as it was begun, whatever a later test of its server finds."""
+    world.on_main(lambda: None if folder is None else folder.identify(**found))
 
 
 def _read(options: TrainGold, student: Student, signal: ScoreSignal | None, note: Callable[[str], None]) -> Samples:
+    if signal is not None and signal.teacher_side.note:  # it reads the prompts in another form than it was trained on
+        note(f"teacher: {signal.teacher_side.note}")
     return read_samples(
         options,
         student.side,

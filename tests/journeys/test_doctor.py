@@ -41,6 +41,18 @@ def test_a_chat_teacher_is_tested_priced_and_the_key_shown_nowhere(folder: Path)
     assert KEY not in found.stdout + found.stderr
 
 
+def test_a_flag_without_a_value_means_the_teacher_of_env(folder: Path) -> None:
+    bare = doctor(folder, "--teacher")
+    assert bare.code == 0
+    assert "next: --teacher NAME tests a teacher; .env names none" in bare.stderr
+    with small_server(ScriptedChat()) as server:
+        (folder / ".env").write_text(f"TEACHER_BASE_URL={server.url}\nTEACHER_MODEL_ID=m\n", encoding="utf-8")
+        for words in (["--teacher", "--json"], ["--json", "--teacher"]):
+            found = doctor(folder, *words)
+            assert found.code == 0, found.stderr
+            assert found.result["teacher"]["model"] == "m"
+
+
 def test_a_teacher_that_can_teach_nothing_ends_with_2_and_its_reasons(folder: Path) -> None:
     with small_server(ScriptedChat(logprobs=False, grades=None)) as server:
         found = doctor(folder, "--teacher.base-url", server.url, "--teacher", "m")

@@ -64,7 +64,14 @@ class ScriptedChat:
         return _whole(entries[0]["token"], logprobs={"content": content})
 
     def judged(self, asked: str) -> str:
-        if "Score: N" not in asked or self.grades is None:
+        if self.grades is None:
+            return "Fine."
+        if "Better: tie" in asked:
+            first = asked.find(GOOD) < asked.find("END OF ANSWER A")
+            right, other = ("A", "B") if first else ("B", "A")
+            good, bad = self.grades
+            return f"Better: {right if good > bad else other if good < bad else 'tie'}"
+        if "Score: N" not in asked:
             return "Fine."
         return f"Score: {self.grades[0] if GOOD in asked else self.grades[1]}"
 

@@ -36,10 +36,11 @@ def gold(environment: dict[str, str] | None = None, **values: Any) -> TrainGold:
         ("judge", "pairwise"),
         ("judge_group", 8),
         ("judge_rubric", "Short answers win."),
+        ("score_cache", False),
     ],
 )
 def test_an_option_for_servers_is_refused_with_a_teacher_in_this_process(option: str, value: Any) -> None:
-    flag = "--" + option.replace("_", "-")
+    flag = "--" + option.replace("_", "-") if option != "score_cache" else "--no-score-cache"
     for local in LOCAL:
         with pytest.raises(UsageError, match=rf"^{flag}: for a teacher behind an API, and --teacher-backend"):
             gold(**local, **{option: value})
@@ -52,9 +53,11 @@ def test_options_that_are_as_they_are_anyway_are_no_matter() -> None:
 
 def test_what_is_known_of_a_server_may_stay_in_env_while_the_teacher_is_here() -> None:
     keys = {"TEACHER_BASE_URL": "http://127.0.0.1:8000/v1", "TEACHER_TOKENIZER": "x", "TEACHER_BACKEND": "hf"}
+    keys["SCORE_CACHE"] = "scores.sqlite"
     options = gold(keys)
     assert options.idle
-    assert options.idle.startswith("--teacher-base-url or TEACHER_BASE_URL, --teacher-tokenizer or TEACHER_TOKENIZER: ")
+    assert options.idle.startswith("--teacher-base-url or TEACHER_BASE_URL, --teacher-tokenizer or TEACHER_TOKENIZER, ")
+    assert "--score-cache-path or SCORE_CACHE: not used" in options.idle
     assert gold({**keys, "TEACHER_BACKEND": "vllm"}).idle is None
     assert gold().idle is None
 
@@ -75,17 +78,43 @@ def test_a_weaker_mode_is_refused_with_a_teacher_that_scores_here(mode: str) -> 
         ("judge_rubric", "Short answers win.", "judge", "teacher-text"),
         ("staleness", 1, "score", "teacher-text"),
         ("accept_noise", True, "probe", "judge"),
+        ("beta", 0.5, "probe", "judge"),
     ],
 )
 def test_an_option_of_one_mode_is_refused_in_another(option: str, value: Any, right: str, wrong: str) -> None:
     given = {**VLLM, option: value}
-    flag = "--" + option.replace("_", "-")
+    flag = "--" + option.replace("_", "-") + (" or BETA" if option == "beta" else "")
     with pytest.raises(UsageError, match=rf"^{flag}: for --teacher-mode .*, and the mode is {wrong}$"):
         gold(**given, teacher_mode=wrong)
     gold(**given, teacher_mode=right)
     open_choice = gold(**given)  # the mode is not known yet
     with pytest.raises(UsageError, match=rf"^{flag}: for --teacher-mode .*, and the mode is {wrong}\.$"):
         open_choice.in_mode(wrong)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(("batch", "group", "good"), [(10, 4, "8 or 12"), (2, 4, "4"), (8, 3, "6 or 9")])
+def test_a_step_of_a_judge_holds_whole_groups(batch: int, group: int, good: str) -> None:
+    said = rf"--batch-size {batch} is no multiple of --judge-group {group}, .*: take --batch-size {good}\.?$"
+    with pytest.raises(UsageError, match=said):
+        gold(**VLLM, teacher_mode="judge", batch_size=batch, judge_group=group)
+    with pytest.raises(UsageError, match=said):
+        gold(**VLLM, batch_size=batch, judge_group=group).in_mode("judge")
+    assert gold(**VLLM, teacher_mode="probe", batch_size=10).batch_size == 10
+
+
+def test_the_teachers_own_text_is_never_asked_without_a_cache() -> None:
+    for ask in (lambda: gold(**VLLM, teacher_mode="teacher-text", score_cache=False),
+                lambda: gold(**VLLM, score_cache=False).in_mode("teacher-text")):  # fmt: skip
+        with pytest.raises(UsageError, match="--no-score-cache: with --teacher-mode teacher-text each answer would be"):
+            ask()
+    assert not gold(**VLLM, teacher_mode="probe", score_cache=False).score_cache
+
+
+def test_without_distillation_the_options_of_a_server_are_refused() -> None:
+    plain: dict[str, Any] = {**VLLM, "lambda_kd": 0, "lambda_sft": 1}
+    with pytest.raises(UsageError, match=r"^--max-cost: for a teacher, and --lambda-kd 0 \(LAMBDA_KD\) asks none"):
+        gold(**plain, max_cost=1)
+    gold(**plain)
 
 
 @pytest.mark.parametrize(("mode", "share", "other"), [("teacher-text", 0.0, 0.5), ("judge", 1.0, 0.0)])

@@ -16,7 +16,17 @@ from core.commands.teacher import TeacherOptions
 from core.commands.train_gold import TeacherMode, TrainGold
 from core.data.stop import Stop
 from core.errors import BudgetReached, StoppedEarly, UsageError
-from core.teachers.ability import Ability, Load, StepCost, ask_terminal, choose_mode, cost_of_step, examine
+from core.teachers import engine
+from core.teachers.ability import (
+    EVERYTHING,
+    Ability,
+    Load,
+    StepCost,
+    ask_terminal,
+    choose_mode,
+    cost_of_step,
+    examine,
+)
 from core.teachers.judging import overhead_bytes
 from core.teachers.protocol import Price
 from core.teachers.remote import Remote, open_remote
@@ -40,13 +50,14 @@ def opened(url: str, **options: Any) -> Iterator[Remote]:
 def seen(
     url: str, *, tokenizer: str | None = None, top_k: int = 20, accept_noise: bool = False, **options: Any
 ) -> Ability:
+    wishes = {name: options.pop(name) for name in ("asked", "rubric", "pairwise") if name in options}
     with opened(url, **options) as remote:
-        return examine(remote, tokenizer=tokenizer, top_k=top_k, accept_noise=accept_noise)
+        return examine(remote, tokenizer=tokenizer, top_k=top_k, accept_noise=accept_noise, **wishes)
 
 
-def of_chat(**switches: Any) -> Ability:
+def of_chat(wishes: dict[str, Any] | None = None, **switches: Any) -> Ability:
     with small_server(ScriptedChat(**switches)) as server:
-        return seen(server.url)
+        return seen(server.url, **(wishes or {}))
 
 
 # ---- servers that score --------------------------------------------------------------------------------------------
@@ -225,6 +236,86 @@ def test_nothing_of_the_test_is_read_from_the_cache_or_kept_there(tmp_path: Path
     assert counts[0] == counts[1]
 
 
+# ---- only what can be chosen is asked ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asked", [None, "auto", "score"])
+def test_of_a_server_that_scores_the_chat_is_not_tested(tiny: Path, asked: str | None) -> None:
+    with scoring_server(tiny) as server:
+        ability = seen(server.url, tokenizer=str(tiny), backend="vllm", model="scoring/model", asked=asked)
+    assert ability.modes == ("score",)
+    assert ability.chatting is None
+    assert set(ability.reasons.values()) == {"not tested, since score works"}
+
+
+def test_everything_is_tested_where_that_is_asked(tiny: Path) -> None:
+    with scoring_server(tiny) as server:
+        ability = seen(server.url, tokenizer=str(tiny), backend="vllm", model="scoring/model", asked=EVERYTHING)
+    assert ability.modes[0] == "score"
+    assert ability.chatting is not None
+    assert not any("not tested" in reason for reason in ability.reasons.values())
+
+
+@pytest.mark.parametrize(
+    ("asked", "modes", "untested"),
+    [
+        ("probe", ("probe", "teacher-text"), {"score", "judge"}),
+        ("teacher-text", ("probe", "teacher-text"), {"score", "judge"}),
+        ("judge", ("judge",), {"score", "probe", "teacher-text"}),
+    ],
+)
+def test_a_weaker_mode_that_is_named_is_tested_alone(tiny: Path, asked: str, modes: Any, untested: set[str]) -> None:
+    ability = of_chat({"asked": asked, "backend": "vllm", "tokenizer": str(tiny)})
+    assert ability.modes == modes
+    assert {mode for mode, reason in ability.reasons.items()} == untested
+    assert set(ability.reasons.values()) == {f"not tested, since --teacher-mode {asked} is asked for"}
+
+
+def test_a_named_mode_that_fails_where_nothing_else_was_tested_says_why() -> None:
+    ability = of_chat({"asked": "judge"}, grades=(5, 5))
+    assert ability.modes == ()
+    with pytest.raises(UsageError, match=r"--teacher-mode judge does not work with m: as a judge .*") as error:
+        choose_mode("judge", ability, {})
+    assert "  probe: not tested" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("grades", "reason"), [((9, 2), None), ((5, 5), "no better than nonsense"), ((2, 9), "worse than nonsense")]
+)
+def test_a_judge_of_pairs_is_tested_by_a_pair(grades: tuple[int, int], reason: str | None) -> None:
+    with small_server(ScriptedChat(grades=grades)) as server:
+        ability = seen(server.url, asked="judge", pairwise=True)
+        judged = [chat.json["messages"][-1]["content"] for chat in server.chats[1:]]
+    assert len(judged) == 2
+    assert all("ANSWER B" in text for text in judged)
+    if reason is None:
+        assert ability.modes == ("judge",)
+    else:
+        assert reason in ability.reasons["judge"]
+
+
+def test_the_users_rubric_is_tested_and_may_prefer_what_ours_does_not() -> None:
+    with small_server(ScriptedChat(grades=(2, 9))) as server:
+        ability = seen(server.url, asked="judge", rubric="Bananas win.")
+        assert all("Bananas win." in chat.json["messages"][-1]["content"] for chat in server.chats[1:])
+    assert ability.modes == ("judge",)
+    unreadable = of_chat({"asked": "judge", "rubric": "Never write a number."}, grades=None)
+    assert "verdict holds no score" in unreadable.reasons["judge"]
+
+
+def test_a_judge_that_does_not_answer_is_not_asked_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "BACKOFF_BASE_S", 0.001)
+
+    def grades(request: Received) -> Reply:
+        said = request.method == "POST" and request.json["messages"][-1]["content"] == "Hi"
+        return ScriptedChat()(request) if said else Reply(500, b'{"error": {"message": "overloaded"}}')
+
+    with small_server(grades) as server:
+        ability = seen(server.url, asked="judge", retries=50)
+        assert len(server.chats) == 1 + 2 * 3
+    assert "overloaded" in ability.reasons["judge"]
+
+
 # ---- what it costs -------------------------------------------------------------------------------------------------
 
 
@@ -249,7 +340,9 @@ def test_a_step_of_scores_is_a_request_a_sample() -> None:
     # 3 validations (before, 50, 100) of 20 own answers, and the data's 10 answers once
     assert found.requests_in_all == 800 + 60 + 10
     assert found.usd_in_all == pytest.approx(870 * 170e-6)
-    assert str(found) == "8 requests of about 160 tokens a step, about 0.0014 USD; 870 requests in all, about 0.15 USD"
+    assert str(found) == (
+        "score: 8 requests of about 160 tokens a step, about 0.0014 USD; 870 requests in all, about 0.15 USD"
+    )
 
 
 def test_a_step_of_probes_is_a_request_a_position() -> None:
@@ -281,7 +374,8 @@ def test_a_judge_grades_each_answer_or_each_pair_in_both_orders() -> None:
 def test_without_a_price_there_is_no_usd() -> None:
     found = cost("score", price=None)
     assert (found.usd, found.usd_in_all) == (None, None)
-    assert "price not known" in str(found)
+    assert "its own server, no price" in str(found)
+    assert "price not known" in str(cost("probe", price=None, teacher_backend="openai"))
 
 
 # ---- the choice ----------------------------------------------------------------------------------------------------
@@ -305,7 +399,7 @@ def test_auto_takes_the_best_and_says_so() -> None:
     notes: list[str] = []
     assert choose_mode("auto", WEAK, COSTS, ask=never, note=notes.append) == "probe"
     assert notes == [f"teacher mode probe (auto): the teacher's next token at a few positions of each answer of the "
-                     f"student's; {COSTS['probe']}"]  # fmt: skip
+                     f"student's; {COSTS['probe'].words}"]  # fmt: skip
 
 
 def test_a_named_mode_that_does_not_work_is_refused_with_the_reason_and_what_works() -> None:
@@ -336,7 +430,7 @@ def test_the_user_chooses(said: list[str], mode: str) -> None:
 
     assert choose_mode(None, WEAK, COSTS, ask=ask) == mode
     assert "cannot score the student's answers:\n  score: it only chats" in questions[0]
-    assert str(COSTS["judge"]) in questions[0]
+    assert COSTS["judge"].words in questions[0]
     assert len(questions) == len(said)
 
 
@@ -347,7 +441,7 @@ def test_without_a_clear_answer_nothing_is_chosen(answers: list[str | None]) -> 
         choose_mode(None, WEAK, COSTS, ask=lambda question: next(left))
     assert "A weaker mode is never chosen silently" in str(error.value)
     assert "--teacher-mode probe, or the line TEACHER_MODE=probe in .env" in str(error.value)
-    assert str(COSTS["probe"]) in str(error.value)
+    assert COSTS["probe"].words in str(error.value)
 
 
 # ---- asking for real -----------------------------------------------------------------------------------------------
@@ -395,6 +489,17 @@ def test_a_line_that_waits_in_a_pipe_is_an_answer(written: bytes, mode: str, mon
     os.close(sink)
     with standard_input(source, monkeypatch):
         assert choose_mode(None, WEAK, COSTS) == mode
+
+
+def test_at_the_end_of_standard_input_nothing_is_asked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (
+        standard_input(os.open(os.devnull, os.O_RDONLY), monkeypatch),
+        pytest.raises(UsageError, match="What works:"),
+    ):
+        choose_mode(None, WEAK, COSTS)
+    assert capsys.readouterr().err == ""  # the error says it all, once
 
 
 def test_where_nobody_writes_nobody_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

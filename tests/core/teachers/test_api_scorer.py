@@ -11,7 +11,7 @@ import torch
 
 from core.commands.teacher import TeacherOptions
 from core.data.stop import Stop
-from core.errors import RequestRejected, StoppedEarly, TeacherError, UsageError
+from core.errors import RequestRejected, StoppedEarly, TeacherError, TransientError, UsageError
 from core.teachers.api_scorer import ApiScorer
 from core.teachers.hf_scorer import HfScorer
 from core.teachers.remote import Remote, open_remote
@@ -167,16 +167,6 @@ def test_texts_that_can_never_be_scored_are_named_by_row(folder: Path, here: HfS
             assert isinstance(fine, TeacherScores)
             assert isinstance(failed, RequestRejected)
             assert failed.reason == reason
-
-
-def test_begin_does_not_wait(folder: Path, here: HfScorer, server: Running):
-    requests = requests_of(here)
-    with remote_of(server.url) as remote:
-        scorer = scorer_of(remote, folder)
-        first, second = scorer.begin(requests[:2]), scorer.begin(requests[2:])
-        found = [*first.result(), *second.result()]
-        assert all(near(*pair) for pair in zip(found, here.score(requests), strict=True))
-        scorer.close()
 
 
 def test_the_self_test_measures_the_noise_of_replicas(folder: Path, server: Running):
@@ -337,6 +327,109 @@ def test_one_bad_text_fails_alone_although_the_server_refuses_all(folder: Path):
     assert "this text is refused" in str(results[1])
 
 
+def batches(broken: Callable[[list[list[int]]], bool], seen: list[int]) -> Callable[[Received], Reply]:
+    """vLLM, with odd ids for the first text of a request that is `broken`. seen: texts of each request."""
+
+    def answer(received: Received) -> Reply:
+        if received.method == "GET":
+            return Reply()
+        prompt = received.json["prompt"]
+        many = prompt if isinstance(prompt[0], list) else [prompt]
+        seen.append(len(many))
+        choices = [json.loads(vllm_reply(ids).body)["choices"][0] | {"index": n} for n, ids in enumerate(many)]
+        if broken(many):
+            choices[0]["prompt_logprobs"] = [None, {str(2**63): {"logprob": -1.0}}]
+        return Reply(body=json.dumps({"choices": choices}).encode())
+
+    return answer
+
+
+FOUR = [ScoreRequest([5], [6]), ScoreRequest([5], [7]), ScoreRequest([5], [8]), ScoreRequest([5], [9])]
+
+
+def test_what_is_broken_of_one_text_among_several_is_asked_once_more(folder: Path):
+    seen: list[int] = []
+    answer = batches(lambda many: len(many) > 1, seen)
+    with small_server(answer) as server, remote_of(server.url) as remote:
+        results = scorer_of(remote, folder, batch_size=4).score_or_not(FOUR)
+    assert all(isinstance(result, TeacherScores) for result in results)
+    assert seen == [4, 1]
+
+
+def test_texts_are_not_asked_one_by_one_of_a_server_that_fails(folder: Path):
+    def answer(received: Received) -> Reply:
+        return Reply() if received.method == "GET" else Reply(500, b'{"error": {"message": "out of order"}}')
+
+    with small_server(answer) as server, remote_of(server.url, retries=0) as remote:
+        results = scorer_of(remote, folder, batch_size=4).score_or_not(FOUR)
+        assert len(server.chats) == 1
+    assert all(isinstance(result, TransientError) for result in results)
+
+
+def test_sglang_is_asked_again_without_texts_where_they_spoil_the_answer(folder: Path):
+    spelt: list[bool] = []
+
+    def answer(received: Received) -> Reply:
+        if received.method == "GET":
+            return Reply()
+        asked = received.json
+        spelt.append(asked["return_text_in_logprobs"])
+        own: list[list[Any]] = [
+            [None, asked["input_ids"][0], None],
+            *([-1.0, one, None] for one in asked["input_ids"][1:]),
+        ]
+        own = own[:1] if spelt[-1] else own
+        meta = {"prompt_tokens": 3, "input_token_logprobs": own, "input_top_logprobs": [None] * len(own)}
+        return Reply(body=json.dumps({"meta_info": meta}).encode())
+
+    texts = [ScoreRequest([5], [6, 7]), ScoreRequest([5], [8, 9])]
+    with small_server(answer) as server, remote_of(server.url, "sglang", concurrency=1) as remote:
+        results = scorer_of(remote, folder).score_or_not(texts)
+    assert all(isinstance(result, TeacherScores) for result in results)
+    assert spelt == [True, False, False]
+
+
+def test_a_text_that_echo_cannot_carry_costs_nothing(folder: Path, here: HfScorer, server: Running):
+    server.config(dialect="together")
+    fine = requests_of(here)[2]
+    spelt = here.tokenizer.backend_tokenizer
+    pieces = [spelt.token_to_id(letter) for letter in "Paris"]
+    assert pieces != list(fine.completion_ids)
+    with remote_of(server.url, "together") as remote:
+        good, bad = scorer_of(remote, folder, batch_size=2).score_or_not([fine, ScoreRequest(fine.prompt_ids, pieces)])
+        assert remote.asker.requests == 1
+    assert isinstance(good, TeacherScores)
+    assert isinstance(bad, RequestRejected)
+    assert (bad.reason, bad.billed) == ("other_tokens", False)
+
+
+def test_an_answer_that_is_too_large_says_what_makes_it_so(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("core.teachers.api_client.LONGEST_RESPONSE_BYTES", 1 << 20)
+
+    def answer(received: Received) -> Reply:
+        return Reply() if received.method == "GET" else Reply(body=b" " * (2 << 20))
+
+    with small_server(answer) as server, remote_of(server.url) as remote:
+        [failed] = scorer_of(remote, folder).score_or_not([ScoreRequest([5], [6, 7])])
+    assert isinstance(failed, RequestRejected)
+    assert failed.reason == "too_large"
+    assert "1 MiB" in str(failed)
+    assert f"1 texts of up to 3 tokens, {TOP_K} most probable ones" in str(failed)
+    assert "--teacher-top-k" in str(failed)
+
+
+def test_another_tokenizer_is_another_question(folder: Path, tmp_path: Path):
+    other = make_tiny_model(tmp_path / "other", corpus="zebra quartz vixen " * 9)
+    cache, text = tmp_path / "scores.sqlite", ScoreRequest([5], [6])
+    with (
+        small_server(lambda got: Reply() if got.method == "GET" else vllm_reply(got.json["prompt"])) as server,
+        remote_of(server.url, cache=cache) as remote,
+    ):
+        for place, requests in ((folder, 1), (folder, 1), (other, 2)):
+            scorer_of(remote, place).score([text])
+            assert remote.asker.requests == requests
+
+
 def test_the_key_stands_in_no_error_and_not_in_the_cache(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("VLLM_API_KEY", KEY)
 
@@ -386,6 +479,9 @@ def test_nothing_is_asked_twice_and_what_is_found_has_the_same_bits(
         assert remote.asker.requests == 2
     assert all(same_bits(*pair) for pair in zip(first, second, strict=True))
     assert same_bits(first[1], first[4])
+    with remote_of(server.url) as remote:  # keeps nothing
+        third = scorer_of(remote, folder).score(requests)
+    assert all(same_bits(*pair) for pair in zip(first, third, strict=False))
     assert near(first[0], here.score(requests[:1])[0])
 
 

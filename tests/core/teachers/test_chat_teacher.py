@@ -810,3 +810,53 @@ def test_next_tokens_and_written_answers_are_the_models_own_log_probabilities(sm
         for place, (token, one) in enumerate(zip(ids, written.told, strict=True)):
             assert one.logprob == pytest.approx(rows(place - len(ids) - 1)[token].item(), abs=1e-4)
     assert (written.end is not None) == (written.ended and end_in_logprobs)
+
+
+# ---- what a server should not send ------------------------------------------------------------------------------
+
+
+def test_openrouter_gets_no_seed_and_each_seed_has_its_own_answer(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENROUTER_API_KEY", KEY)
+    scripted.answer = chat("cat", [entry("cat", HALF, [("cat", HALF)])])
+    teacher = scripted.teacher(backend="openrouter")
+    for seed in (1, 2, 1):
+        good(write(teacher, seed=seed))
+    assert len(scripted.bodies) == 2
+    assert not any("seed" in body for body in scripted.bodies)
+
+
+def test_values_of_other_types_are_a_broken_answer(scripted: Scripted) -> None:
+    scripted.answer = chat("t", [{"token": "t", "logprob": -0.5, "top_logprobs": 5}], "length")
+    assert refused(scripted.teacher(retries=1).next_tokens([FIRST])).reason == "broken_answer"
+    assert len(scripted.bodies) == 2  # it is tried again
+
+
+@pytest.mark.parametrize("odd", [TypeError, OverflowError, KeyError, RecursionError])
+def test_what_cannot_be_read_is_a_broken_answer_and_no_traceback(scripted: Scripted, odd: type[Exception]) -> None:
+    def read(answer: Any) -> Any:
+        raise odd("what a dict is\nno list")
+
+    teacher = scripted.teacher(retries=0)
+    body: dict[str, Any] = {"model": "m", "messages": QUESTION}
+    error = refused(teacher._ask([Asked(None, body, 1, read)]))  # pyright: ignore[reportPrivateUsage]
+    assert (error.reason, error.billed) == ("broken_answer", True)
+    assert "another form than the API has" in str(error)
+    assert "\n" not in str(error)
+
+
+def test_a_verdict_is_sent_with_the_room_that_was_reserved_for_it(scripted: Scripted) -> None:
+    scripted.answer = chat("Score: 7")
+    teacher = scripted.teacher(price="1/1")
+    reserved: list[float] = []
+    worst_usd = teacher._worst_usd  # pyright: ignore[reportPrivateUsage]
+
+    def and_then_others_find_out_that_it_thinks(request: Asked) -> float:
+        reserved.append(worst_usd(request))
+        teacher._verdict_tokens = 8192  # pyright: ignore[reportPrivateUsage]
+        return reserved[-1]
+
+    teacher._worst_usd = and_then_others_find_out_that_it_thinks  # pyright: ignore[reportPrivateUsage]
+    good(teacher.grade([Graded(QUESTION, "A cat.")]))
+    assert scripted.bodies[-1]["max_tokens"] == 512

@@ -1,5 +1,8 @@
 """What a judge is asked, and how its verdict is read."""
 
+import contextlib
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -79,6 +82,9 @@ def test_the_overhead_is_what_a_prompt_has_besides_its_texts():
         ("**Score: 8**", 8),
         ("Score: **8**/10", 8),
         ("Score: 8/10", 8),
+        ("Score: 8 of 10", 8),
+        ("Score: **8** (out of 10)", 8),
+        ("Score: 7\n\nOf 5 facts 3 are right.", 7),
         ("Score = 10", 10),
         ("The score is 6.", 6),
         ("I would give it a rating of 9 out of 10.", 9),
@@ -111,6 +117,9 @@ def test_a_score_is_read(verdict: str, score: float):
         "Score: -3",
         "-3",
         "Score: 70/100",
+        "Final score is 4 of 5",
+        "Score: 4 (out of 5)",
+        "Score: **4** out of **5**",
         "4/5",
         "Score: 8-9",
         "8-9",
@@ -133,6 +142,17 @@ def test_a_score_is_from_1_to_10_or_refused(verdict: str):
         assert 1 <= read_score(verdict) <= 10
     except RequestRejected as error:
         assert error.reason == "unreadable_verdict"
+
+
+@pytest.mark.parametrize("unit", [" ", "*", "Score: 4 ", "4 ", "(", "Better: A ", "Better: A or ", "1"])
+@pytest.mark.parametrize("begin", ["", "Score: 4 ", "Better: A "])
+def test_a_long_verdict_takes_no_long_time(begin: str, unit: str):
+    verdict = begin + (unit * 20_000)[:20_000] + "x"
+    started = time.perf_counter()
+    for read in (read_score, read_choice):
+        with contextlib.suppress(RequestRejected):
+            read(verdict)
+    assert time.perf_counter() - started < 2  # quadratic ones take ten seconds and more
 
 
 def test_a_score_as_a_share():
@@ -176,3 +196,11 @@ def test_what_is_no_clear_choice_is_refused(verdict: str):
 def test_a_judge_that_follows_the_place_has_no_opinion():
     # As the share of the first answer of the pair: first and first agree; "A" in both orders is first, then second.
     assert [settled_choice(*both) for both in ((1, 1), (0, 0), (0.5, 0.5), (1, 0), (1, 0.5))] == [1, 0, 0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("verdict", ["Better: A or B", "Better: A/B", "**Better:** A or **B**", "Better: A or tie"])
+def test_a_question_repeated_is_no_choice(verdict: str):
+    with pytest.raises(RequestRejected):
+        read_choice(verdict)
+    assert read_choice(f"{verdict}\nBetter: B") == 0
+    assert read_choice("Better: A and here is why.") == 1

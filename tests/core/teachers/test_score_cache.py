@@ -70,6 +70,17 @@ def test_what_was_put_is_found_again_and_counted(path: Path):
     )
 
 
+def test_nobody_else_may_read_it(path: Path):
+    before = os.umask(0o022)
+    try:
+        with ScoreCache(path) as cache:
+            cache.put(b"a", b"x")
+            rights = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
+    finally:
+        os.umask(before)
+    assert rights["scores.sqlite"] == rights["scores.sqlite-wal"] == 0o600
+
+
 def test_a_later_value_takes_the_place_of_an_older_one(path: Path):
     with ScoreCache(path) as cache:
         cache.put(b"a", b"1")

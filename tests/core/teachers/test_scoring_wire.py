@@ -197,6 +197,7 @@ def test_other_texts_than_the_tokenizer_has_are_noticed():
     assert error.reason == "other_tokenizer"
     assert "token 2 is 'ing' for the server, and ' sat' for small" in str(error)
     assert scored(wire, spelt("ing", "!"))  # not looked at
+    assert scored(wire, spelt(" sat", "!"), check=True)  # a single odd one proves nothing
 
 
 # ---- SGLang
@@ -340,7 +341,6 @@ def test_sentencepiece_tokens_and_byte_pieces():
         ["<s>", " the", " cat", "bytes:\\xe2", "bytes:\\x82", "bytes:\\xac"],
         ["<s>", " the", " cat", "\ufffd", "\ufffd", "\ufffd"],
         ["", " the", " cat", "", "", ""],
-        ["<s>", "<s>", " the", " cat", "<0xE2>", "<0x82>", "<0xAC>"],  # it put its own BOS in front
         [" the", " cat", "<0xE2>", "<0x82>", "<0xAC>"],  # it tells nothing of any
     ):
         own = [-float(number) for number in range(1, len(tokens) + 1)]
@@ -351,6 +351,100 @@ def test_sentencepiece_tokens_and_byte_pieces():
         # "▁cat" and " cat" are one token: log(e^-1 + e^-3). What \ufffd stands for, nobody knows.
         assert found.ids.tolist() == [[1, euro[0], 2, -1]] * 4
         assert close(found.logprobs[0], *(math.log(math.exp(-1) + math.exp(-3)), -2.0, -4.0, LOG_ZERO))
+
+
+def test_a_bos_of_the_servers_own_before_ours_is_another_text():
+    names = names_of("▁the", "▁cat", sentencepiece=True, bos="<s>")
+    assert names.bos is not None
+    doubled = legacy(["<s>", "<s>", " the", " cat"], [None, -9.0, -1.0, -2.0])
+    for prompt in ([names.bos, 0], [names.bos, 0, 0, 0]):
+        rest = [" the"] * (len(prompt) - 2)
+        answer = legacy(["<s>", "<s>", " the", *rest, " cat"], [None, *[-1.0] * (len(prompt) + 1)])
+        error = failed(Echo(names, 0), answer, ScoreRequest(prompt, [1]))
+        assert (error.reason, "b'<s>' before the text" in str(error)) == ("other_tokens", True)
+    # A prompt without one may get one.
+    once = legacy(["<s>", " the", " cat"], [None, -9.0, -2.0])
+    assert close(scored(Echo(names, 0), once, ScoreRequest([0], [1])).picked, -2.0)
+    assert failed(Echo(names, 0), doubled, ScoreRequest([0], [1])).reason == "other_tokens"
+
+
+def test_a_bos_that_the_tokenizer_writes_itself_is_not_sent():
+    tokenizer = small_tokenizer(*PIECES, special=("<s>", "<eos>"))
+    bos, vocabulary = tokenizer.convert_tokens_to_ids("<s>"), tokenizer.get_vocab()
+
+    def read(text: str) -> list[int]:
+        return [bos, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+    adding = Echo(TeacherTokens(TokenBytes(tokenizer), vocabulary, bos, read), 1)
+    plain = Echo(TeacherTokens(TokenBytes(tokenizer), vocabulary, bos, lambda text: read(text)[1:]), 1)
+    text = ScoreRequest([bos, 0], [1])
+    assert adding.body("m", [text], 1.0, check=False)["prompt"] == "the cat"
+    assert adding.body("m", [OTHER], 1.0, check=False)["prompt"] == "the cat"
+    assert plain.body("m", [text], 1.0, check=False)["prompt"] == "<s>the cat"
+
+
+def test_a_text_that_reads_as_other_tokens_is_refused_before_it_is_paid_for():
+    tokenizer = small_tokenizer(*PIECES)
+    names = TeacherTokens(
+        TokenBytes(tokenizer),
+        tokenizer.get_vocab(),
+        None,
+        lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+    )
+    pieces = names.table.encode(b"t")
+    assert pieces != [0]
+    in_pieces = ScoreRequest([1], [place for byte in b"the" for place in names.table.encode(bytes([byte]))])
+    Echo(names, 1).check(TEXT)
+    with pytest.raises(RequestRejected, match="token ids") as caught:
+        Echo(names, 1).check(in_pieces)
+    assert (caught.value.reason, caught.value.billed) == ("other_tokens", False)
+    for wire in (Vllm(names, 1), Sglang(names, 1), Fireworks(names, 1)):
+        wire.check(in_pieces)
+
+
+def test_a_server_that_ignores_echo_is_told_from_one_with_another_tokenizer():
+    error = failed(Echo(NAMES, 1), legacy(["!"], [-0.5]))
+    assert (error.reason, "ignores `echo`" in str(error)) == ("no_logprobs", True)
+    content = [{"token": "!", "logprob": -0.5, "bytes": [33], "top_logprobs": []}]
+    assert failed(Echo(NAMES, 1), {"choices": [{"logprobs": {"content": content}}]}).reason == "no_logprobs"
+
+
+HUGE = 10**400
+
+
+@pytest.mark.parametrize(
+    ("wire", "answer"),
+    [
+        (Vllm, vllm({str(2**63): {"logprob": -1.0}, "2": {"logprob": -2.0}}, entries(t3=-1.0))),
+        (Vllm, b'{"choices": [{"prompt_logprobs": [null, {"1": {"logprob": -1e999999}}, ' + b"[" * 100_000),
+        (Sglang, sglang([[-1, 2], [-1, 3]], [[[-1, 2**70]]] * 2)),
+        (Sglang, sglang([[-HUGE, 2], [-1, 3]], [None] * 2)),
+        (Echo, {"choices": [{"index": [0], "logprobs": None}]}),
+        (Echo, legacy(["the", " cat", " sat", " on"], [None, -1.0, -HUGE, -1.0])),
+        (Echo, b"[" * 100_000),
+    ],
+)
+def test_values_that_no_type_can_hold_are_a_broken_answer_and_no_traceback(wire: type[Wire], answer: Any):
+    try:
+        [error] = told(wire(NAMES, 1), answer).scores
+    except TeacherError as whole:
+        error = whole
+    assert isinstance(error, TransientError)
+    assert error.reason == "broken_answer"
+
+
+def test_odd_values_of_one_text_leave_the_others():
+    answer = vllm(entries(t2=-1.0), entries(t3=-2.0))
+    answer["choices"].append({"index": 1, "prompt_logprobs": [None, {str(2**63): {"logprob": -1.0}}]})
+    one, two = told(Vllm(NAMES, 1), answer, TEXT, OTHER).scores
+    assert isinstance(one, Scored)
+    assert isinstance(two, TransientError)
+
+
+def test_a_negative_id_is_no_token():
+    odd = {"-7": {"logprob": -0.1}, "2": {"logprob": -3.0}}
+    found = scored(Vllm(NAMES, 2), vllm(odd, entries(t3=-1.0)))
+    assert found.ids.tolist() == [[2, -1], [3, -1]]
 
 
 def test_other_tokens_of_the_same_text_are_told_from_another_tokenizer():

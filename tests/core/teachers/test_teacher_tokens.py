@@ -5,6 +5,8 @@ import math
 import pytest
 
 from core.distillation.token_bytes import TokenBytes
+from core.errors import TransientError
+from core.teachers.api_tokens import Told, told_of
 from core.teachers.teacher_tokens import NONE, TeacherTokens, padded
 from tests.support.tokenizers import small_tokenizer
 
@@ -40,6 +42,14 @@ def test_names_of_one_token_are_added_up_and_what_has_no_id_is_left_out():
     names = names_of("Ġthe", "x")
     found = names.top([(b" the", -1.0), (b"nothing", -0.1), ("Ġthe".encode(), -2.0), (b"x", None), (1, -3.0)])
     assert found == {0: pytest.approx(math.log(math.exp(-1) + math.exp(-2))), 1: -3.0}
+
+
+def test_a_chats_odd_alternatives_are_a_broken_answer():
+    for odd in (5, "the", {"token": "the", "logprob": -1.0}):
+        with pytest.raises(TransientError) as caught:
+            told_of([{"token": "the", "logprob": -1.0, "top_logprobs": odd}])
+        assert caught.value.reason == "broken_answer"
+    assert told_of([{"token": "a", "logprob": -(10**400), "top_logprobs": None}]) == [Told(b"a", -math.inf, [])]
 
 
 def test_rows_of_different_lengths_become_arrays():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from core.errors import RequestRejected, StoppedEarly, TeacherError, Throttled, TransientError
+from core.errors import BudgetReached, RequestRejected, StoppedEarly, TeacherError, Throttled, TransientError
 from core.training.signal import OF_THE_SERVER, answered
 
 TOO_LONG = RequestRejected("context_length", "the text is too long")
@@ -31,7 +31,7 @@ def test_a_text_without_an_answer_ends_the_run_since_the_others_alone_would_teac
         answered([1.5, error], PLACES, SERVER, {})
     assert str(stopped.value) == (
         f"{SERVER} said nothing of 1 of 2 requests about the answers in x:1, x:2: cannot connect. What it did say is "
-        "kept: the same command with --resume goes on."
+        "kept: the same command goes on, with --resume where steps were made."
     )
 
 
@@ -39,11 +39,25 @@ def test_a_text_without_an_answer_ends_the_run_since_the_others_alone_would_teac
 def test_a_reason_that_lies_in_no_text_ends_the_run_when_it_holds_for_all(reason: str):
     error = RequestRejected(reason, "no such thing")
     assert answered([1.5, error], PLACES, SERVER, {}) == [1.5, None]
+    assert answered([error], ["x:1"], SERVER, {}) == [None]  # of one or two it may be the text, after all
     with pytest.raises(StoppedEarly, match="no such thing"):
-        answered([error, error], PLACES, SERVER, {})
+        answered([error] * 4, [*PLACES, *PLACES], SERVER, {})
 
 
 def test_of_many_samples_only_some_are_named():
     errors: list[float | TeacherError] = [TransientError("timeout", "late")] * 12
     with pytest.raises(StoppedEarly, match=r"12 of 12 .* x:0, x:1, x:2, x:3, x:4 and 7 more: late\."):
         answered(errors, [f"x:{n}" for n in range(12)], SERVER, {})
+
+
+def test_what_is_too_dear_is_left_to_the_user_and_says_nothing_of_the_text():
+    error = RequestRejected("over_budget", "this request alone may cost 2 USD, more than --max-cost; raise it")
+    with pytest.raises(BudgetReached, match=r"more than --max-cost; raise it\. The same command with more"):
+        answered([1.5, error], PLACES, SERVER, {})
+
+
+def test_a_servers_words_do_not_steer_a_terminal():
+    reasons: dict[str, str] = {}
+    answered([1.5, RequestRejected("refusal", "no\x1b[2J\nway")], PLACES, SERVER, reasons)
+    assert "\x1b" not in reasons["refusal"]
+    assert "\n" not in reasons["refusal"]
