@@ -101,6 +101,7 @@ def prepare(ahead: Ahead, job: Job, world: World) -> list[Exchange]:
             problem = error
         if world.any(problem is not None):
             job.step -= 1
-            job.save()
+            if job.step:
+                job.save()
             raise problem or Elsewhere(ExitCode.STOPPED, "another process cannot go on")
     return exchanges

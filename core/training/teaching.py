@@ -79,7 +79,7 @@ def open_teacher(options: TrainGold, world: World, run: Run, stack: ExitStack) -
         layers = 0 if world.device.type == "cpu" else options.teacher_n_gpu_layers
         options = options.model_copy(update={"threads": threads, "teacher_n_gpu_layers": layers})
     asked = options.teacher_options(device, "flash_attention_2" if flash else "sdpa")
-    if options.backend not in ("hf", "gguf"):
+    if not options.is_local:
         cache = (options.score_cache_path or default_path()) if options.score_cache and not options.dry_run else None
         remote = open_remote(asked, run.stop, cache=cache, share=world.count, note=note)
         stack.callback(remote.close)
