@@ -45,14 +45,13 @@ def options(**values: Any) -> TeacherOptions:
         ({"model": "x", "base_url": "http://127.0.0.1:1/v1"}, "through the server at http://127.0.0.1:1/v1"),
     ],
 )
-def test_a_chat_api_is_refused_with_the_reason_and_the_ways_on(values: dict[str, Any], served: str):
+def test_a_server_is_no_scorer_on_this_machine(values: dict[str, Any], served: str):
     with pytest.raises(UsageError) as caught:
         open_scorer(options(**values))
     message = str(caught.value)
-    assert message.startswith(f"{values['model']} cannot score {served}: ")
-    assert "tells only those of the tokens that it writes itself" in message
-    for way in ("TEACHER_BACKEND=hf", "TEACHER_BACKEND=gguf", "generate_teacher_data"):
-        assert way in message
+    assert message.startswith(f"{values['model']} {served} is no scorer on this machine. ")
+    assert "the backends hf and gguf" in message
+    assert "train_gold also learns from servers" in message
 
 
 def test_a_folder_is_opened_with_transformers_and_tells_whole_distributions(tmp_path: Path):
