@@ -254,6 +254,8 @@ def _reach(remote: Remote) -> None:
         except TeacherUnavailable as error:
             raise remote.client.told(error) from None
         except TransientError as error:
+            if error.reason == "connection" and not error.billed:  # nobody is there; one that broke is tried again
+                raise TeacherUnavailable("connection", _nobody(error), usage=True) from None
             raise remote.client.told(error) from None
         except TeacherError as error:  # a server that only scores, a model that takes no max_tokens, ...
             return error.cost_usd or 0.0
@@ -265,8 +267,11 @@ def _reach(remote: Remote) -> None:
     found = _tried(remote.name, "judge", reasons, lambda: remote.asker.ask([body], question))
     for error in found or ():
         if isinstance(error, TransientError) and error.reason == "connection":  # after all retries
-            address = "the address (--teacher-base-url, TEACHER_BASE_URL)"
-            raise UsageError(f"{error}. Is the server running, and is {address} right?")
+            raise UsageError(_nobody(error))
+
+
+def _nobody(error: TeacherError) -> str:
+    return f"{error}. Is the server running, and is the address (--teacher-base-url, TEACHER_BASE_URL) right?"
 
 
 def _scoring(remote: Remote, tokenizer: str | None, top_k: int, note: Callable[[str], None]) -> Scoring:
