@@ -114,12 +114,12 @@ class Job:
             self.run.progress.note(line)
         if self.options.resume and checkpoint is not None:
             self._load(checkpoint)
-            due = self.step and (self.step % self.options.eval_every == 0 or self.step == self.options.max_steps)
-            if due and self.validated < self.step:  # it was what the run stopped at
-                self.validate()
         self.world.track("train_gold", self.options.model_dump(mode="json"))
+        due = self.step % self.options.eval_every == 0 or self.step == self.options.max_steps
         if not self.step:
             self.validate(before)
+        elif due and self.validated < self.step:  # it was what the run stopped at
+            self.validate()
         self.run.progress.begin("train", total=self.options.max_steps, already=self.step, unit="steps")
         return self
 
