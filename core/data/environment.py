@@ -1,8 +1,9 @@
 """Credentials: read from the environment or `.env`, never from a field, and never shown."""
 
 import os
+import stat
 from collections.abc import Mapping
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 from ..errors import InputError, MissingKey, UsageError
@@ -14,20 +15,30 @@ def dotenv() -> Mapping[str, str | None]:
     return dotenv_of(Path.cwd())
 
 
-@cache
 def dotenv_of(folder: Path) -> Mapping[str, str | None]:
-    """The same for any folder, read once."""
-    from dotenv import dotenv_values
-
+    """The same for any folder. Read again when the file has changed: a server may see keys come while it runs."""
     path = folder / ".env"
     try:
-        return dotenv_values(path, interpolate=False) if path.is_file() else {}
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):
+            return {}
+        return _read(path, (about.st_ino, about.st_mtime_ns, about.st_size))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
     except UnicodeDecodeError:
         raise InputError(
             path, None, "is not UTF-8. Save it as UTF-8 (a key has plain letters and digits only)."
         ) from None
     except OSError as error:
         raise InputError(path, None, f"cannot be read: {error.strerror}.") from None
+
+
+@lru_cache(maxsize=16)
+def _read(path: Path, version: tuple[int, int, int]) -> Mapping[str, str | None]:
+    """version: what tells the file from what it was before."""
+    from dotenv import dotenv_values
+
+    return dotenv_values(path, interpolate=False)
 
 
 def credential(name: str) -> str | None:

@@ -16,6 +16,7 @@ import orjson
 from ..errors import InputError, StoppedEarly, UsageError
 
 Row = dict[str, Any]
+ELSEWHERE = "--output (and --shard i/n)"
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -60,8 +61,9 @@ class Journal:
     the file is not ours. Only after that is a torn last line (a crash in mid-write) cut off.
     """
 
-    def __init__(self, path: Path, inspect: Callable[[int, Row], None]) -> None:
-        """Raises UsageError: not a regular file, not writable, another writer, somebody else's rows."""
+    def __init__(self, path: Path, inspect: Callable[[int, Row], None], elsewhere: str = ELSEWHERE) -> None:
+        """Raises UsageError: not a regular file, not writable, another writer (elsewhere: the option that names another
+        place), somebody else's rows."""
         self.path = path
         check_place(path)
         try:
@@ -69,7 +71,7 @@ class Journal:
         except OSError as error:
             raise UsageError(cannot_write(path, error)) from None
         try:
-            lock(self._handle, path)
+            lock(self._handle, path, elsewhere)
             self._end = sound_length(path, inspect)
             os.ftruncate(self._handle, self._end)
             self._end_last_line()
@@ -150,14 +152,14 @@ class Journal:
             os.close(self._handle)
 
 
-def lock(handle: int, path: Path) -> None:
+def lock(handle: int, path: Path, elsewhere: str = ELSEWHERE) -> None:
     """Hold an open file alone until it is closed. Raises UsageError when another process holds it, or has just put
     another file in its place."""
     try:
         import fcntl
     except ImportError:  # Windows: no lock, everything else works
         return
-    busy = f"another run is writing {path}. Wait for it, or use another --output (and --shard i/n)."
+    busy = f"another run is writing {path}. Wait for it, or use another {elsewhere}."
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -47,6 +47,8 @@ class Progress:
         self.counts = Counts()
         self.live: dict[str, tuple[str, float]] = {}
         """Pieces of work on their way: what each is doing, and since when (time.monotonic)."""
+        self.notes_are_events = True
+        """Not for events that others keep: a note may hold what the user wrote, a key too."""
         self._events = open(events, "ab", buffering=0) if events else None  # noqa: SIM115  closed by close()
         self._started_s = self._next_s = self._next_event_s = time.monotonic()
 
@@ -123,7 +125,7 @@ class Progress:
         return ", ".join(parts)
 
     def _event(self, event: str, **more: Any) -> None:
-        if self._events is None:
+        if self._events is None or (event == "note" and not self.notes_are_events):
             return
         state = {} if event == "note" else {**asdict(self.counts), "rate": self.rate, "eta_s": self.eta_s}
         with contextlib.suppress(OSError):  # a full disk under the events must not stop paid work

@@ -19,6 +19,7 @@ from typing import Any
 import orjson
 
 from ..errors import InputError, MissingDependency, UsageError
+from .cells import restored
 from .jsonlines import read_lines
 
 Message = dict[str, Any]
@@ -28,6 +29,8 @@ ROLES = {"system", "developer", "user", "assistant", "tool"}
 SHAREGPT = {"human": "user", "gpt": "assistant"}
 SUFFIXES = (".txt", ".md", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 CONTAINERS = ("data", "rows", "items", "conversations", "train")
+CONVERT = "Make rows of them first: python scripts/convert_rollouts.py -d {} -o train.jsonl"
+"""What rollouts are to become before anything reads them."""
 ANSWER_KEYS = ("response", "completion", "answer", "output", "reference", "assistant", "chosen")
 """Where a row holds the answer to its prompt when the answer is no part of a conversation, the likeliest first."""
 
@@ -79,6 +82,13 @@ def open_prompts(source: str, options: PromptOptions) -> Generator[Callable[[], 
     Standard input can be read once only, so it goes through a temporary file. Raises InputError for a source that
     cannot be read at all.
     """
+    with open_records(source) as records:
+        yield lambda: (row for row, _ in prompts_of(records(), options))
+
+
+@contextmanager
+def open_records(source: str) -> Generator[Callable[[], Iterator[tuple[str, Any]]], None, None]:
+    """The same for (place, record) of every row, which `prompts_of` takes."""
     if source == "-":
         if sys.stdin is None:
             raise UsageError("--input -: standard input is closed.")
@@ -87,14 +97,14 @@ def open_prompts(source: str, options: PromptOptions) -> Generator[Callable[[], 
             with open(path, "wb") as file:
                 shutil.copyfileobj(sys.stdin.buffer, file)
             path = path.rename(path.with_suffix(_kind(path)))
-            yield lambda: _prompts(read_file(path, "standard input"), options)
+            yield lambda: read_file(path, "standard input")
     elif source.startswith("hf:"):
         dataset = _hub_dataset(source)
-        yield lambda: _prompts(((f"{source} row {i}", row) for i, row in enumerate(dataset)), options)
+        yield lambda: ((f"{source} row {i}", row) for i, row in enumerate(dataset))
     else:
         path = Path(source)
         check_file(path)
-        yield lambda: _prompts(read_file(path, str(path)), options)
+        yield lambda: read_file(path, str(path))
 
 
 def _kind(path: Path) -> str:
@@ -121,7 +131,7 @@ def check_source(source: str) -> None:
 def check_file(path: Path) -> None:
     """Raises InputError for a path that is no file of rows."""
     if os.path.isdir(path):  # False, not an error, for a name that no file system takes
-        raise InputError(path, None, "is a directory. Name a file in it.")
+        raise InputError(path, None, f"is a directory. Name a file in it. (Rollouts? {CONVERT.format(path)})")
     if not os.path.exists(path):
         raise InputError(path, None, f"no such file (in {Path.cwd()}).")
     if path.suffix.lower() not in SUFFIXES:
@@ -137,16 +147,17 @@ def check_file(path: Path) -> None:
         raise InputError(path, None, f"is UTF-16. Convert it: iconv -f UTF-16 -t UTF-8 {path} > utf8{path.suffix}")
 
 
-def _prompts(records: "Iterator[tuple[str, Any]]", options: PromptOptions) -> Iterator[Prompt | BadRow]:
+def prompts_of(records: "Iterator[tuple[str, Any]]", options: PromptOptions) -> Iterator[tuple[Prompt | BadRow, Any]]:
+    """(prompt, record) of every row; a record that could not be decoded is the reason why."""
     for index, (place, record) in enumerate(records):
         if options.limit is not None and index >= options.limit:
             return
         try:
             if isinstance(record, _Unusable):
                 raise record
-            yield to_prompt(index, place, record, options)
+            yield to_prompt(index, place, record, options), record
         except _Unusable as problem:
-            yield BadRow(index, place, str(problem))
+            yield BadRow(index, place, str(problem)), record
 
 
 # ---- files -> records ------------------------------------------------------------------------------------------
@@ -227,9 +238,9 @@ def _json(path: Path, name: str) -> Iterator[tuple[str, Any]]:
     if isinstance(content, dict):
         key = next((k for k in CONTAINERS if isinstance(content.get(k), list)), "")
         if not key:
-            raise InputError(
-                path, None, f"an object without a list under {', '.join(CONTAINERS)} (found: {_keys(content)})."
-            )
+            rollout = f" A rollout? {CONVERT.format(path)}" if isinstance(content.get("conversation"), list) else ""
+            found = f"(found: {_keys(content)})"
+            raise InputError(path, None, f"an object without a list under {', '.join(CONTAINERS)} {found}.{rollout}")
         content = content[key]
     if not isinstance(content, list):
         raise InputError(path, None, f"expected a list of rows, found {type(content).__name__}.")
@@ -238,6 +249,10 @@ def _json(path: Path, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def _csv(path: Path, name: str) -> Iterator[tuple[str, Any]]:
+    """Rows as texts, without the apostrophe that keeps a spreadsheet from calculating them (`cells.neutralised`).
+
+    A conversation (`messages` or `conversations`) is JSON in its cell; where the cell is empty the row has none.
+    """
     csv.field_size_limit(sys.maxsize)
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     with open(path, encoding="utf-8-sig", newline="", errors="surrogateescape") as file:
@@ -264,6 +279,7 @@ def _csv(path: Path, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def _decoded(row: dict[str, str]) -> Any:
+    """The texts that a row's cells hold; why it cannot be used where they are not UTF-8."""
     for key, value in row.items():
         try:
             key.encode("utf-8")
@@ -273,7 +289,16 @@ def _decoded(row: dict[str, str]) -> Any:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
             return _Unusable(f'column "{key}" is not UTF-8 (at character {error.start + 1}).')
-    return row
+    texts: Record = {key: restored(value) for key, value in row.items()}
+    for key in ("messages", "conversations"):
+        if key in texts and not texts[key].strip():
+            del texts[key]
+        elif texts.get(key, "").lstrip().startswith("["):
+            try:
+                texts[key] = orjson.loads(texts[key])
+            except orjson.JSONDecodeError:
+                pass  # to_prompt says what belongs there
+    return texts
 
 
 def _parquet(path: Path, name: str) -> Iterator[tuple[str, Any]]:
@@ -308,7 +333,7 @@ def _hub_dataset(source: str) -> Any:
 
 # ---- records -> prompts ----------------------------------------------------------------------------------------
 
-PROMPT_KEYS = ("prompt", "question", "instruction", "input", "text")
+PROMPT_KEYS = ("prompt", "question", "instruction", "input", "user", "text")
 
 
 def to_prompt(index: int, place: str, record: Any, options: PromptOptions) -> Prompt:

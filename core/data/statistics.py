@@ -3,7 +3,7 @@
 import math
 
 
-def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(successes: float, trials: int, z: float = 1.96) -> tuple[float, float]:
     """Wilson's score interval of a success rate (E. B. Wilson, 1927); z=1.96 for 95 %; (0, 1) without trials.
 
     >>> [round(bound, 3) for bound in wilson(8, 10)]

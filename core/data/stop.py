@@ -40,9 +40,16 @@ class Stop:
 
 @contextmanager
 def signals(stop: Stop, note: Callable[[str], None]) -> Generator[None, None, None]:
-    """Route SIGINT and SIGTERM to `stop` while the block runs. Only in the main thread."""
+    """Route SIGINT and SIGTERM to `stop` while the block runs. Only in the main thread.
+
+    One of each is one wish: at a shutdown every process gets SIGTERM, and may be asked by its parent besides.
+    """
+    came = {signal.SIGINT: 0, signal.SIGTERM: 0}
 
     def handle(number: int, frame: FrameType | None) -> None:
+        came[signal.Signals(number)] += 1
+        if came[signal.Signals(number)] <= stop.asked:
+            return
         stop.ask()
         if stop.asked == 1:
             note("stopping: finishing what is in flight (once more to stop now)")

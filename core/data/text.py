@@ -24,6 +24,14 @@ def one_line(text: str, most: int = 160) -> str:
     return text if len(text) <= most else text[: most - 1] + "\u2026"
 
 
+def as_code(text: str) -> str:
+    """Any text as one piece of Markdown code on one line: a fence longer than what it holds."""
+    text = one_line(SURROGATES.sub("\ufffd", text), 200) or " "
+    fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
+    room = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{room}{text}{room}{fence}"
+
+
 def path_text(path: str | Path) -> str:
     """A path as text that UTF-8 can hold, with / between its parts; bytes that are not UTF-8 become U+FFFD."""
     text = os.fspath(path)

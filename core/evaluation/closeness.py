@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..commands.evaluate import Evaluate
+from ..data.overlap import words
 from ..data.run import Run
 from ..distillation.alignment import Groups, align
 from ..distillation.chat import ChatSide, Part
@@ -23,7 +24,7 @@ from ..errors import StoppedEarly, UsageError
 from ..teachers.hf_states import completion_states, empty_caches, head_of, out_of_memory
 from .answers import broken
 from .cached_lm import INTERRUPTED, CachedLM
-from .held_out import HeldOut, chat_side, questions, words
+from .held_out import HeldOut, chat_side, questions
 from .models import Named
 from .results import Answered, Metric, Scored
 

@@ -13,7 +13,8 @@ from typing import TypeVar
 from ..data.text import one_line
 from ..plots.costs import CostPicture, Costs, Point, draw_costs
 from ..plots.curves import PAGE, draw_curves, read_events, shown
-from ..plots.rows import Block, Look, Panel, Picture, Row, draw_rows
+from ..plots.parts import Look
+from ..plots.rows import Block, Panel, Picture, Row, draw_rows
 from ..plots.style import BAND, BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED
 from .results import CLOSENESS, Difference, Gap, ModelInfo, Report, Score, TaskMetric, Unit
 

@@ -1,73 +1,31 @@
 """A report as GitHub Markdown: everything that the page has, but for the items."""
 
-import html
-import re
 from collections.abc import Iterable, Iterator
-from urllib.parse import quote
 
-import orjson
-
-from ..data.text import printable, without_surrogates
+from . import markdown_kit as kit
 from . import report_words as words
+from .page_kit import Column
 from .results import Report
-
-SPECIAL = re.compile(r"([\\`*_{}\[\]<>|~#&@])")
-AT_THE_START = re.compile(r"^(\d+)?([.)+=-])")
 
 
 def markdown(report: Report) -> str:
     """The whole text. Plots are linked from plots/, for light and dark pages."""
-    return "\n".join(_lines(report)) + "\n"
+    return kit.document(report.name, words.made_of(report), report.headline, _body(report))
 
 
-def _lines(report: Report) -> Iterator[str]:
-    yield f"# {_paragraph(report.name)}"
-    yield f"\n{_paragraph(words.made_of(report))}"
-    yield ""
-    yield from (f"- {_paragraph(line)}" for line in report.headline)
+def _body(report: Report) -> Iterator[str]:
     yield "\n## Differences from the baseline\n"
     yield from _verdicts(report)
-    if noted := list(words.notes(report)):
-        yield "\n## Notes\n"
-        yield from (f"- {_paragraph(note)}" for note in noted)
-    plots = [name for name in report.plots if not name.endswith(".dark.png")]
-    if plots:
-        yield "\n## Plots"
-    for name in plots:
-        light, dark = (quote(each) for each in (name, name.removesuffix(".png") + ".dark.png"))
-        about = words.caption(name)
-        yield f"\n{_paragraph(about)}\n\n<picture>"
-        yield f'<source media="(prefers-color-scheme: dark)" srcset="plots/{dark}">'
-        yield f'<img alt="{html.escape(printable(about))}" src="plots/{light}">\n</picture>'
+    yield from kit.notes(list(words.notes(report)))
+    yield from kit.plots([name for name in report.plots if not name.endswith(".dark.png")], words.caption)
     yield "\n## Models\n"
     yield from _models(report)
     yield "\n## Tasks\n"
-    yield from _table(
-        ["Task", "Suite", "Version", "!Items", "Prompts", "About"],
-        (
-            [
-                task.name,
-                task.suite or words.NONE,
-                task.version,
-                words.items_of(task),
-                words.prompted(task),
-                task.about,
-            ]
-            for task in report.tasks
-        ),
-    )
+    yield from _tasks(report)
     yield "\n## Every figure\n"
     yield from _figures(report)
-    yield "\n## How to read it\n"
-    for term, explanation, source in words.GLOSSARY:
-        yield f"- **{term}.** {_text(explanation)}{f' ({_text(source)})' if source else ''}"
-    yield "\n<details>\n<summary>Settings</summary>\n"
-    settings = orjson.dumps(
-        without_surrogates(report.settings), option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS, default=str
-    )
-    text = printable(settings.decode())
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    yield f"{fence}json\n{text}\n{fence}\n\n</details>"
+    yield from kit.glossary(words.GLOSSARY)
+    yield from kit.settings(report.settings)
 
 
 def _verdicts(report: Report) -> Iterable[str]:
@@ -91,7 +49,7 @@ def _verdicts(report: Report) -> Iterable[str]:
                 words.verdict(metric, difference)[1],
             ]
         )
-    return _table([*heads, *(["!Gap recovered"] if gaps else []), "Verdict"], rows)
+    return kit.table(_columns(*heads, *(["!Gap recovered"] if gaps else []), "Verdict"), rows)
 
 
 def _models(report: Report) -> Iterable[str]:
@@ -116,7 +74,16 @@ def _models(report: Report) -> Iterable[str]:
                 words.dollars(training and training.usd),
             ]
         )
-    return _table(heads, rows)
+    return kit.table(_columns(*heads), rows)
+
+
+def _tasks(report: Report) -> Iterable[str]:
+    heads = ["Task", "Suite", "Version", "!Items", "Prompts", "About"]
+    rows = [
+        [task.name, task.suite or words.NONE, task.version, words.items_of(task), words.prompted(task), task.about]
+        for task in report.tasks
+    ]
+    return kit.table(_columns(*heads), rows)
 
 
 def _figures(report: Report) -> Iterable[str]:
@@ -138,23 +105,9 @@ def _figures(report: Report) -> Iterable[str]:
                     f"{words.chance(difference.p)} ({difference.test})" if difference else "",
                 ]
             )
-    return _table(heads, rows)
+    return kit.table(_columns(*heads), rows)
 
 
-def _table(heads: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
-    """Lines of a table. A head that begins with ! is that of a column of figures, which hold no text of others."""
-    yield f"| {' | '.join(head.lstrip('!') for head in heads)} |"
-    yield f"| {' | '.join('--:' if head.startswith('!') else '---' for head in heads)} |"
-    for row in rows:
-        cells = (cell if head.startswith("!") else _text(cell) for head, cell in zip(heads, row, strict=True))
-        yield f"| {' | '.join(cells)} |"
-
-
-def _text(text: str) -> str:
-    """Text that is nothing but text, on one line."""
-    return SPECIAL.sub(r"\\\1", " ".join(printable(text).split()))
-
-
-def _paragraph(text: str) -> str:
-    """The same where a line begins: 1. and - would make it a list."""
-    return AT_THE_START.sub(r"\1\\\2", _text(text))
+def _columns(*heads: str) -> list[Column]:
+    """A head that begins with ! is that of a column of figures."""
+    return [Column(head.lstrip("!"), head.startswith("!")) for head in heads]

@@ -67,8 +67,8 @@ def kind_of(line: bytes, is_ours: Ours) -> Holds:
 
 
 @contextmanager
-def temporary_beside(path: Path, word: str) -> Generator[IO[bytes], None, None]:
-    """An empty hidden file in the folder of `path`, gone at the end unless `put` has renamed it.
+def temporary_beside(path: Path, word: str, option: str = "--output") -> Generator[IO[bytes], None, None]:
+    """An empty hidden file in the folder of `path`, gone at the end unless `put` has renamed it. option: names `path`.
 
     Its name is always the same, so that what a killed run left is taken up, and it is locked, so that two runs do not
     write into one another's. Raises OSError, and UsageError when another run is at work.
@@ -78,7 +78,7 @@ def temporary_beside(path: Path, word: str) -> Generator[IO[bytes], None, None]:
         try:
             lock(file.fileno(), name)
         except UsageError:
-            raise UsageError(f"another run is converting to {path}. Wait for it, or use another --output.") from None
+            raise UsageError(f"another run is writing {path}. Wait for it, or use another {option}.") from None
         identity = os.fstat(file.fileno())
         try:
             file.truncate(0)

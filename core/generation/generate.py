@@ -21,7 +21,7 @@ from ..data.run import Run
 from ..errors import InputError, RequestRejected, StoppedEarly, TeacherError, TeacherUnavailable, UsageError
 from ..teachers import Completer, Completion, Price, Sampling, open_teacher
 from ..teachers.engine import Engine, Limits
-from ..teachers.money import answer_cost, find_price, given_price
+from ..teachers.money import answer_cost, find_price, given_price, message_bytes, worst_cost
 from .books import Books
 from .filters import Filters
 from .tally import Tally
@@ -127,7 +127,7 @@ class Generation:
                     scan.rejected += 1
                 else:
                     scan.missing += 1
-                    scan.prompt_bytes += message_bytes(row)
+                    scan.prompt_bytes += message_bytes(row.messages)
         if not scan.prompts:
             if scan.examples:
                 raise UsageError("no usable prompt in the input:\n  " + "\n  ".join(scan.examples))
@@ -227,8 +227,7 @@ class Generation:
         def worst_usd(work: Work) -> float:
             if price is None or self.teacher.local:
                 return 0.0
-            # A token has at least one byte, so bytes bound the prompt's tokens; templates add a few per message.
-            return price.cost(message_bytes(work.prompt) + 16 * len(work.prompt.messages), self.options.max_tokens)
+            return worst_cost(price, work.prompt.messages, self.options.max_tokens)
 
         def succeeded(work: Work, completion: Completion) -> None:
             nonlocal last_sync_s, syncing
@@ -377,8 +376,3 @@ def free_name(name: str, taken: Row) -> str:
     while name in taken:
         name = f"input_{name}"
     return name
-
-
-def message_bytes(prompt: Prompt) -> int:
-    """UTF-8 bytes of a prompt's texts."""
-    return sum(len(str(message.get("content") or "").encode()) for message in prompt.messages)

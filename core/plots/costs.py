@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .rows import EDGE, LINE, Look, draw_head, draw_marks, key_lines
-from .style import SIZE, WIDTH, fit, picture, wrapped
+from .parts import EDGE, INSIDE, Head, Look, draw_marks
+from .style import SIZE, WIDTH, fit, picture
 
 HIGH, SIDE, UNDER = 2.3, 0.62, 0.6
 """Inches: height of the axes, and the room for their numbers at the left and below."""
@@ -47,13 +47,11 @@ class CostPicture:
 
 def draw_costs(shown: CostPicture, target: Path) -> None:
     """Draw it for a page. Raises OSError. Needs matplotlib."""
-    inside = WIDTH - 2 * EDGE
-    about, key = wrapped(shown.about, inside), key_lines(shown.key, inside)
-    head = EDGE + 0.24 + LINE * len(about) + 0.06 + 0.2 * len(key) + 0.2
-    height = head + HIGH + UNDER
-    wide = (inside - SIDE - 0.12) / len(shown.panels)
+    head = Head(shown.title, shown.about, shown.key, room=0.2)
+    height = head.inches + HIGH + UNDER
+    wide = (INSIDE - SIDE - 0.12) / len(shown.panels)
     with picture(target, WIDTH, height, dark=True) as figure:
-        draw_head(figure, shown.title, about, key)
+        head.draw(figure)
         ends = _ends(shown)
         for place, panel in enumerate(shown.panels):
             left = EDGE + SIDE + place * wide

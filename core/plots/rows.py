@@ -9,32 +9,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .style import BAND, INK, PAPER, SIZE, SOFT, TITLE_SIZE, WIDTH, fit, picture, text_width, wrapped
+from .parts import (
+    BELOW,
+    EDGE,
+    INSIDE,
+    KEY_MARK,
+    LINE,
+    Head,
+    Look,
+    add_axes,
+    draw_key_mark,
+    draw_marks,
+    write,
+    write_label,
+)
+from .style import BAND, INK, PAPER, SOFT, WIDTH, fit, picture, text_width
 from .style import LINE as GRID
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-EDGE, LINE = 0.12, 0.165
-"""Inches: the margin of a picture, and from one line of text to the next."""
 ROW, BETWEEN = 0.185, 0.13
 """Inches: height of a row, and room between blocks."""
 NAMES_MOST, TEXTS_MOST = 2.3, 2.4
 """Inches for names and for figures."""
-KEY_MARK = 0.18
-"""Inches that a mark before a name takes."""
-BELOW = 0.55
-"""Inches for the numbers and the label of an axis."""
 ROOM = 0.04
 """Share of the axis that is left free at its ends."""
-
-
-@dataclass(frozen=True)
-class Look:
-    """colour: one of `style`.   mark: one of matplotlib's; "": a swatch."""
-
-    colour: str
-    mark: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,9 @@ class Picture:
 
 def draw_rows(shown: Picture, target: Path) -> None:
     """Draw it for a page. Raises OSError. Needs matplotlib."""
-    inside = WIDTH - 2 * EDGE
-    about, key = wrapped(shown.about, inside), key_lines(shown.key, inside)
+    head = Head(shown.title, shown.about, shown.key, room=0.1)
     panels = [(panel, [*_heights(panel)]) for panel in shown.panels]
-    head = EDGE + 0.24 + LINE * len(about) + (0.06 + 0.2 * len(key) if key else 0.0) + 0.1
-    height = head + EDGE
+    height = head.inches + EDGE
     for panel, heights in panels:
         height += sum(heights) + BELOW + (0.3 if panel.heading else 0.0)
     blocks = [block for panel in shown.panels for block in panel.blocks]
@@ -109,11 +107,11 @@ def draw_rows(shown: Picture, target: Path) -> None:
     )
     texts = min(TEXTS_MOST, max(text_width(row.text) for block in blocks for row in block.rows) + 0.15 + KEY_MARK)
     with picture(target, WIDTH, height, dark=True) as figure:
-        draw_head(figure, shown.title, about, key)
-        top = head
+        head.draw(figure)
+        top = head.inches
         for panel, heights in panels:
             if panel.heading:
-                _write(figure, EDGE, top + 0.12, fit(panel.heading, inside), weight="bold")
+                write(figure, EDGE, top + 0.12, fit(panel.heading, INSIDE), weight="bold")
                 top += 0.3
             _draw_panel(figure, panel, heights, top, names, texts)
             top += sum(heights) + BELOW
@@ -122,69 +120,6 @@ def draw_rows(shown: Picture, target: Path) -> None:
 def _heights(panel: Panel) -> list[float]:
     """Inches of each block, the room after it included."""
     return [max(ROW * len(block.rows), 2 * LINE if block.about else LINE) + BETWEEN for block in panel.blocks]
-
-
-# ---- titles and keys ---------------------------------------------------------------------------------------------
-
-
-def key_lines(key: Sequence[tuple[Look, bool, str]], inches: float) -> list[list[tuple[float, Look, bool, str]]]:
-    """Entries of the key on lines of so many inches, each with the place where it begins."""
-    lines: list[list[tuple[float, Look, bool, str]]] = []
-    place = math.inf
-    for look, filled, name in key:
-        name = fit(name, 0.6 * inches)
-        wide = KEY_MARK + text_width(name)
-        if place + wide > inches:
-            lines.append([])
-            place = 0.0
-        lines[-1].append((place, look, filled, name))
-        place += wide + 0.22
-    return lines
-
-
-def draw_head(
-    figure: "Figure",
-    title: str,
-    about: Sequence[str],
-    key: Sequence[Sequence[tuple[float, Look, bool, str]]],
-) -> None:
-    """The title, the lines under it and the key, at the top of a figure of WIDTH inches."""
-    inside = WIDTH - 2 * EDGE
-    _write(figure, EDGE, EDGE + 0.08, fit(title, inside, TITLE_SIZE, bold=True), size=TITLE_SIZE, weight="bold")
-    top = EDGE + 0.24 + LINE / 2
-    for line in about:
-        _write(figure, EDGE, top, line, color=SOFT)
-        top += LINE
-    top += 0.06
-    for entries in key:
-        for place, look, filled, name in entries:
-            _key_mark(figure, EDGE + place, top, look, filled)
-            _write(figure, EDGE + place + KEY_MARK, top, name)
-        top += 0.2
-
-
-def _key_mark(figure: "Figure", left: float, top: float, look: Look, filled: bool) -> None:
-    """A mark before a name; a swatch where a look has none."""
-    from matplotlib.lines import Line2D
-
-    width, height = figure.get_size_inches()
-    x, y, size = (left + 0.07) / width, 1 - top / height, 6.5 if look.mark else 9.0
-    figure.add_artist(Line2D([x], [y], linestyle="", markersize=size, **_mark(look, filled)))
-
-
-def _write(figure: "Figure", left: float, top: float, text: str, size: float = SIZE, **how: Any) -> None:
-    """Text at a place in inches from the upper left corner; never read as mathematics."""
-    width, height = figure.get_size_inches()
-    figure.text(left / width, 1 - top / height, text, fontsize=size, va="center_baseline", parse_math=False, **how)
-
-
-def _mark(look: Look, filled: bool) -> dict[str, Any]:
-    return {
-        "marker": look.mark or "s",
-        "color": look.colour,
-        "markerfacecolor": look.colour if filled else PAPER,
-        "markeredgewidth": 1.3,
-    }
 
 
 # ---- a panel -----------------------------------------------------------------------------------------------------
@@ -214,7 +149,7 @@ def _draw_panel(figure: "Figure", panel: Panel, heights: list[float], top: float
 
     width, height = figure.get_size_inches()
     left, right, tall = EDGE + names, WIDTH - EDGE - texts, sum(heights)
-    axes = figure.add_axes((left / width, 1 - (top + tall) / height, (right - left) / width, tall / height))
+    axes = add_axes(figure, left, top, right - left, tall)
     low, high = limits(panel)
     axes.set(xlim=(low, high), ylim=(tall, 0.0), yticks=[])
     axes.patch.set_visible(False)  # lines between the blocks go all the way
@@ -226,8 +161,8 @@ def _draw_panel(figure: "Figure", panel: Panel, heights: list[float], top: float
             figure.add_artist(_hairline(line))
         middle = y + block_height / 2
         first = middle - (LINE / 2 if block.about else 0.0)
-        _write(figure, EDGE, top + first, fit(block.name, names - 0.1, bold=True), weight="bold")
-        _write(figure, EDGE, top + first + LINE, fit(block.about, names - 0.1), color=SOFT)
+        write(figure, EDGE, top + first, fit(block.name, names - 0.1, bold=True), weight="bold")
+        write(figure, EDGE, top + first + LINE, fit(block.about, names - 0.1), color=SOFT)
         for place, row in enumerate(block.rows):
             rows.append((middle + ROW * (place - (len(block.rows) - 1) / 2), row))
         y += block_height
@@ -237,24 +172,20 @@ def _draw_panel(figure: "Figure", panel: Panel, heights: list[float], top: float
     for y, row in rows:
         aside = right + 0.1
         if row.bars or (row.text and row.value is None):
-            _key_mark(figure, aside, top + y, row.look, row.filled)
+            draw_key_mark(figure, aside, top + y, row.look, row.filled)
             aside += KEY_MARK
-        _write(figure, aside, top + y, fit(row.text, WIDTH - EDGE - aside))
+        write(figure, aside, top + y, fit(row.text, WIDTH - EDGE - aside))
         if row.words:
-            _key_mark(figure, left + 0.08, top + y, row.look, row.filled)
+            draw_key_mark(figure, left + 0.08, top + y, row.look, row.filled)
             words = fit(row.words, (right if row.text else WIDTH - EDGE) - left - 0.1 - KEY_MARK)
             behind = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.0}
-            _write(figure, left + 0.08 + KEY_MARK, top + y, words, color=SOFT, bbox=behind)
+            write(figure, left + 0.08 + KEY_MARK, top + y, words, color=SOFT, bbox=behind)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=max(3, int((right - left) / 0.6)), steps=[1, 2, 2.5, 5, 10]))
     if panel.is_size:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{abs(value):g}"))
-    axes.tick_params(labelsize=SIZE, length=3)
     axes.grid(axis="x")
     axes.spines["left"].set_visible(False)
-    label = fit(panel.axis, WIDTH - 2 * EDGE)
-    half = text_width(label) / 2
-    centre = max(EDGE + half, min(WIDTH - EDGE - half, (left + right) / 2))
-    _write(figure, centre, top + tall + 0.34, label, ha="center")
+    write_label(figure, panel.axis, (left + right) / 2, top + tall)
 
 
 def _hairline(line: Sequence[tuple[float, float]]) -> Any:
@@ -298,9 +229,3 @@ def _draw_rows(axes: Any, rows: Sequence[tuple[float, Row]], ends: tuple[float, 
     for (look, filled), places in marks.items():
         xs, ys = zip(*places, strict=True)
         draw_marks(axes, xs, ys, look, filled)
-
-
-def draw_marks(axes: Any, xs: Sequence[float], ys: Sequence[float], look: Look, filled: bool) -> None:
-    """The same mark at several places."""
-    size = 4.5 if look.mark in ("<", ">") else 6.5
-    axes.plot(xs, ys, linestyle="", markersize=size, zorder=4, clip_on=False, **_mark(look, filled))
