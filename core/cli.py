@@ -15,7 +15,7 @@ import shutil
 import sys
 import textwrap
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -25,17 +25,22 @@ if TYPE_CHECKING:
     import cyclopts
 
     from .commands import Command, Result
+    from .data.progress import Progress
     from .data.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 GENERAL = "This command line"
 BARE = {"doctor": "--teacher"}
 """Flags that may stand without a value, by command."""
+BUG = "this is a bug; please report it with the lines above. What was finished is kept."
+TRAIN = ("accelerate", "datasets", "gguf", "matplotlib", "msgspec", "numpy", "peft", "torch", "transformers", "trl")
+"""Modules of the extra `train`. Commands of other extras look for theirs themselves."""
 GENERAL_OPTIONS: tuple[tuple[str, Any, str], ...] = (
     ("config", Path | None, "YAML file with options of this command; flags and environment win over it."),
     ("json_", bool | None, "Print the result as one JSON object on stdout; everything else goes to stderr."),
     ("progress", Literal["auto", "bar", "lines", "off"] | None, "How progress is shown (auto: bar on a terminal)."),
     ("events", Path | None, "Also append progress to this file, as JSON Lines."),
+    ("background", bool | None, "Run as a job that goes on without this terminal: see scripts/jobs.py."),
 )
 """Options of every command that are not its own: (name, type, help)."""
 
@@ -72,9 +77,7 @@ def run(name: str, argv: Sequence[str]) -> tuple[int, bool]:
         return error.exit_code, False
     except Exception:  # a mistake of ours: exit code 1 would say that only some rows failed
         traceback.print_exc()
-        print(
-            f"{name}: this is a bug; please report it with the lines above. What was finished is kept.", file=sys.stderr
-        )
+        print(f"{name}: {BUG}", file=sys.stderr)
         return ExitCode.STOPPED, False
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
@@ -100,11 +103,12 @@ def _run_parsed(name: str, model: "type[Command]", argv: Sequence[str]) -> tuple
     from .commands.resolve import resolve
     from .data.environment import dotenv
     from .data.progress import open_progress
-    from .data.run import Run
-    from .data.stop import Stop, signals
 
     door = {field: flags.pop(field, None) for field, _, _ in general_options(model)}
     command, origins = resolve(model, flags, os.environ, dotenv(), door.get("config"))
+    if door.get("background"):
+        in_background(name, command, origins, door)
+        return ExitCode.DONE, False
     silent = other_process() is not None
     try:
         progress = (
@@ -114,22 +118,74 @@ def _run_parsed(name: str, model: "type[Command]", argv: Sequence[str]) -> tuple
         )
     except OSError as error:
         raise UsageError(f"--events: {error}") from None
+    out = (lambda text: None) if door["json_"] or silent else print_all
+    result, at_once = perform(command, origins, progress, out)
+    if door["json_"] and not silent:
+        print_all(result.model_dump_json())
+    if not silent:
+        print(result.summary(), file=sys.stderr)
+    return result.exit_code, at_once
+
+
+def perform(
+    command: "Command",
+    origins: dict[str, str],
+    progress: "Progress",
+    out: Callable[[str], None],
+    *,
+    defaults: bool = True,
+) -> "tuple[Result, bool]":
+    """(result, whether the user asked to leave at once) of a command, once it is known what it shall do.
+
+    Says which options count (defaults: also those that nobody set), and closes `progress`. Raises whatever the work
+    does.
+    """
+    from .data.environment import dotenv
+    from .data.run import Run
+    from .data.stop import Stop, signals
+
     stop = Stop()
-    context = Run(progress, stop, origins, out=(lambda text: None) if door["json_"] or silent else print_all)
+    context = Run(progress, stop, origins, out=out)
     try:
-        progress.note(describe(command, origins))
-        for key, why in model.ignored_env.items():
+        progress.note(describe(command, origins, defaults=defaults))
+        for key, why in command.ignored_env.items():
             if os.environ.get(key) or dotenv().get(key):
                 progress.note(f"{key} is not used: {why}")
         with signals(stop, progress.note):
             result = work(command, context)
     finally:
         progress.close()
-    if door["json_"] and not silent:
-        print_all(result.model_dump_json())
-    if not silent:
-        print(result.summary(), file=sys.stderr)
-    return result.exit_code, stop.now
+    return result, stop.now
+
+
+def in_background(name: str, command: "Command", origins: dict[str, str], door: dict[str, Any]) -> None:
+    """Start a job and say how to follow it. Raises UsageError for what no job can do."""
+    from .commands.resolve import given
+    from .jobs import JobStore
+    from .jobs.devices import device_for
+
+    for option, why in (("progress", "its log has lines"), ("events", "it has a progress.jsonl of its own")):
+        if door[option] is not None:
+            raise UsageError(f"--{option} is not for a job: {why}. Leave it out.")
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UsageError("--background: a job is one process, and this is one of several (accelerate launch).")
+    if any(value == "-" for _, value in command):
+        raise UsageError("- is standard input, which a job does not have. Write it to a file first.")
+    job = JobStore(Path.cwd() / ".distill" / "jobs").start(
+        name,
+        given(command, origins),
+        origins=origins,
+        cwd=Path.cwd(),
+        environment=os.environ,
+        device=device_for(name, dict(command), os.environ),
+    )
+    print_all(json.dumps({"job_id": job.id}) if door["json_"] else job.id)
+    waits = f" waits for {job.device} behind {job.ahead} more" if job.ahead else " is started"
+    print(
+        f"the job{waits}; it goes on when this terminal is closed\n"
+        f"next: python scripts/jobs.py log {job.id} -f     (or show, or cancel)",
+        file=sys.stderr,
+    )
 
 
 def other_process() -> str | None:
@@ -139,13 +195,20 @@ def other_process() -> str | None:
 
 
 def work(command: "Command", context: "Run") -> "Result":
-    """Import the command's work and do it."""
+    """Import the command's work and do it. Raises MissingDependency where one of the heavy packages is not there."""
     module, _, function = command.work.partition(":")
-    return getattr(importlib.import_module(module, f"{__package__}.commands"), function)(command, context)
+    try:
+        return getattr(importlib.import_module(module, f"{__package__}.commands"), function)(command, context)
+    except ModuleNotFoundError as missing:
+        package = str(missing.name).partition(".")[0]
+        if package not in TRAIN:
+            raise
+        name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(command).__name__).lower()
+        raise MissingDependency(package, name, "pip install -e '.[train]'") from None
 
 
-def describe(command: "Command", origins: dict[str, str]) -> str:
-    """Every option with its value: a line for each that was set, with its origin; the defaults together."""
+def describe(command: "Command", origins: dict[str, str], *, defaults: bool = True) -> str:
+    """Every option with its value: a line for each that was set, with its origin; the defaults together, if wanted."""
 
     def shown(name: str) -> str:
         value = getattr(command, name)
@@ -153,9 +216,11 @@ def describe(command: "Command", origins: dict[str, str]) -> str:
 
     named = [f"{name} = {shown(name)}  ({origins[name]})" for name in origins if origins[name] != "default"]
     rest = [f"{name}={shown(name)}" for name in origins if origins[name] == "default"]
+    if not rest or not defaults:
+        return "\n".join([*named, *([f"{len(rest)} more by default"] if rest else [])])
     width = min(118, max(60, shutil.get_terminal_size().columns - 1))
-    defaults = textwrap.wrap("defaults: " + " ".join(rest), width, subsequent_indent="  ", break_on_hyphens=False)
-    return "\n".join([*named, *(defaults if rest else [])])
+    wrapped = textwrap.wrap("defaults: " + " ".join(rest), width, subsequent_indent="  ", break_on_hyphens=False)
+    return "\n".join([*named, *wrapped])
 
 
 def parse(name: str, model: "type[Command]", argv: Sequence[str]) -> dict[str, Any] | None:
@@ -163,13 +228,19 @@ def parse(name: str, model: "type[Command]", argv: Sequence[str]) -> dict[str, A
     if any(word in ("--help", "-h") for word in argv):
         print_all(help_of(name, model))
         return None
+    if not argv:  # a server is started so, and waited for
+        return {}
     import cyclopts
+
+    from .commands.base import flag
 
     alone = BARE.get(name)  # nothing is given then, so that .env counts
     argv = [word for word, then in zip(argv, [*argv[1:], "-"], strict=False) if word != alone or then[:1] != "-"]
     for at in range(len(argv) - 1, 0, -1):  # "--input -", "--index -1,0": values, which the parser takes for flags
         if re.fullmatch(r"-(\d[\d,-]*)?", argv[at]) and argv[at - 1].startswith("-"):
             argv = [*argv[: at - 1], f"{argv[at - 1]}={argv[at]}", *argv[at + 1 :]]
+    for field in (field for field in model.model_fields if model.option(field).positional):  # "-" is standard input
+        argv = [f"{flag(field)}=-" if word == "-" else word for word in argv]
     app = parser(name, model)
     try:
         given: dict[str, Any] = app(list(argv), exit_on_error=False, print_error=False, result_action="return_value")
@@ -217,12 +288,14 @@ def help_of(name: str, model: "type[Command]") -> str:
     ]
     general.append(Line(GENERAL, "--help, -h", "Show this and leave.", required=False))
     width = min(120, max(60, shutil.get_terminal_size().columns))
-    return help_text(f"python scripts/{name}.py", model, general, EXIT_CODES, width)
+    return help_text(model.program or f"python scripts/{name}.py", model, general, EXIT_CODES, width)
 
 
 def general_options(model: "type[Command]") -> list[tuple[str, Any, str]]:
-    """The general options that a command does not have as its own: --config of `train_sft` is another file."""
-    return [option for option in GENERAL_OPTIONS if option[0] not in model.model_fields]
+    """The general options of a command, without those that it has as its own: --config of `train_sft` is another
+    file."""
+    left_out = {*model.model_fields, *(() if model.as_job else ("background",))}
+    return [option for option in GENERAL_OPTIONS if option[0] not in left_out]
 
 
 def print_all(text: str) -> None:
@@ -282,7 +355,7 @@ def _json_object(_: Any, tokens: Sequence[Any]) -> dict[str, Any]:
 
 def check_dependencies() -> None:
     """Raises MissingDependency when this Python lacks what every command needs."""
-    for package in ("pydantic", "cyclopts", "orjson", "dotenv", "tqdm", "aiohttp", "yaml"):
+    for package in ("pydantic", "cyclopts", "orjson", "dotenv", "tqdm", "aiohttp", "yaml", "psutil"):
         try:
             found = importlib.util.find_spec(package)
         except (ImportError, ValueError):

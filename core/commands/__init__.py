@@ -17,8 +17,12 @@ COMMANDS = {
     "train_sft": ".train_sft:TrainSft",
     "train_gold": ".train_gold:TrainGold",
     "evaluate": ".evaluate:Evaluate",
+    "generate_synthetic": ".generate_synthetic:GenerateSynthetic",
+    "check_data": ".check_data:CheckData",
     "doctor": ".doctor:Doctor",
     "demo": ".demo:Demo",
+    "jobs": ".jobs:Jobs",
+    "mcp_server": ".mcp_server:McpServer",
 }
 
 

@@ -20,6 +20,17 @@ from pydantic.fields import FieldInfo
 
 from ..errors import ExitCode
 
+Names = Literal["file", "text or file", "data", "model", "named model", "url", "host", "key", "code", "program"]
+"""What a text may name beyond itself, so that the value of a caller who is not the user can be held against it.
+
+file: a path, or a word of ours.   text or file: a path where such a file is there, else a text.
+data: a file or folder of rows, hf:owner/name, or "-".
+model: a path, a packaged model, a name on the Hub or at a provider; a tokenizer, too.   named model: name=model.
+url: the address of a server.   host: the name of one, perhaps with a port, or a pattern.
+key: the environment variable that holds a key.
+code: a path to what is run as Python.   program: what starts a program.
+"""
+
 
 @dataclass(frozen=True)
 class Option:
@@ -27,17 +38,21 @@ class Option:
 
     short: a one-letter flag ("-i").
     env: the environment (and `.env`) key that sets it; of several the first that is set.
-    group: its heading in `--help`.      mcp: whether an MCP tool shows it (the others go through `config`).
+    group: its heading in `--help`.
+    mcp: whether an MCP tool shows it (the others go through `config`); a text: in these words, for every description is
+    read by a model again and again.
     hidden: a wrong value is not shown in the error, because it may be a key in the wrong place.
     positional: the value may stand without its flag (`show.py FILE`).
+    names: what a text names; None where it is only a text. A field of type Path names a file without it.
     """
 
     group: str
     short: str | None = None
     env: str | tuple[str, ...] | None = None
-    mcp: bool = False
+    mcp: bool | str = False
     hidden: bool = False
     positional: bool = False
+    names: Names | None = None
 
     @property
     def env_keys(self) -> tuple[str, ...]:
@@ -79,6 +94,10 @@ class Command(BaseModel):
     """Where the work is, relative to `core.commands`: "..generation.generate:generate"."""
     examples: ClassVar[tuple[str, ...]]
     """Command lines that end `--help`; tests run or parse each of them."""
+    program: ClassVar[str | None] = None
+    """What starts it, where that is no script of its name."""
+    as_job: ClassVar[bool] = True
+    """Whether it can run in the background. Not what is over at once, or serves somebody."""
     headings: ClassVar[tuple[str, ...]] = ()
     """The order of the options' groups; by default that of the fields."""
     ignored_env: ClassVar[dict[str, str]] = {}
@@ -114,22 +133,6 @@ class Command(BaseModel):
             if isinstance(item, Option):
                 return item
         raise LookupError(f"{cls.__name__}.{name} has no Option")
-
-    @classmethod
-    def input_schema(cls) -> dict[str, Any]:
-        """The JSON schema that an MCP tool shows: the fields marked `mcp`, and `config` for all the others (`options`
-        where the command has a field of that name)."""
-        schema = cls.model_json_schema()
-        shown = {name: schema["properties"][name] for name in cls.model_fields if cls.option(name).mcp}
-        hidden = [name for name in cls.model_fields if name not in shown]
-        shown["options" if "config" in shown else "config"] = {
-            "type": "object",
-            "description": "Further options: " + ", ".join(hidden),
-            "properties": {name: schema["properties"][name] for name in hidden},
-            "additionalProperties": False,
-        }
-        required = [name for name in schema.get("required", []) if name in shown]
-        return {**schema, "properties": shown, "required": required, "additionalProperties": False}
 
 
 def attribute_docs(cls: type) -> dict[str, str]:

@@ -25,18 +25,21 @@ class CompareTokenizers(Command):
         "python scripts/compare_tokenizers.py student/tokenizer.json Qwen/Qwen3-4B --plot overlap.png",
     )
 
-    student: Annotated[str, Option(INPUT, positional=True, mcp=True)] = Field(min_length=1)
+    student: Annotated[
+        str,
+        Option(INPUT, positional=True, mcp="Model folder, tokenizer.json, .gguf, smollm2 or Hub name.", names="model"),
+    ] = Field(min_length=1)
     """The student: a model folder, a tokenizer.json, a .gguf file, smollm2, or a name on the Hub."""
-    teacher: Annotated[str, Option(INPUT, positional=True, mcp=True)] = Field(min_length=1)
+    teacher: Annotated[str, Option(INPUT, positional=True, mcp=True, names="model")] = Field(min_length=1)
     """The teacher, named likewise."""
 
-    text: Annotated[list[Path] | None, Option(TEXT, "-t", mcp=True)] = None
+    text: Annotated[list[Path] | None, Option(TEXT, "-t", mcp="Your own texts in place of the built-in ones.")] = None
     """Your own text in place of the built-in one; may be repeated. Of .jsonl rows the assistant's messages, or the
     key text, completion, response, answer or output; any other file as it is."""
-    limit: Annotated[int, Option(TEXT, "-n", mcp=True)] = Field(default=2000, ge=1)
+    limit: Annotated[int, Option(TEXT, "-n")] = Field(default=2000, ge=1)
     """At most this many passages of each kind of text, spread over all of it."""
 
-    plot: Annotated[Path | None, Option(OUTPUT, mcp=True)] = None
+    plot: Annotated[Path | None, Option(OUTPUT, mcp="Also draw it: a .png, .svg or .pdf.")] = None
     """Also draw what is exact, merged and outside, by kind of text: a .png, .svg or .pdf file."""
 
     @field_validator("plot")

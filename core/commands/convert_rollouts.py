@@ -85,48 +85,50 @@ class ConvertRollouts(Command):
         "python scripts/convert_rollouts.py --include-failed --thinking strip -o all.jsonl",
     )
 
-    dir: Annotated[Path, Option(INPUT, "-d", mcp=True)] = Path("rollouts")
+    dir: Annotated[Path, Option(INPUT, "-d", mcp="Folder with the rollouts.")] = Path("rollouts")
     """Folder with the rollouts, read with all folders below it; or one rollout's file."""
     output: Annotated[Path, Option(INPUT, "-o", mcp=True)] = Path("train.jsonl")
     """File for the rows, replaced as a whole. Prompts that are there move to <name>.prompts.jsonl first."""
-    val_split: Annotated[float, Option(INPUT, mcp=True)] = Field(default=0, ge=0, lt=1)
+    val_split: Annotated[float, Option(INPUT, mcp="Share of the prompts to hold out.")] = Field(default=0, ge=0, lt=1)
     """Share of the prompts to hold out, in <name>.val.jsonl; no prompt is in both."""
-    overwrite: Annotated[bool, Option(INPUT, mcp=True)] = False
+    overwrite: Annotated[bool, Option(INPUT, mcp="Also over other data, which is kept as OUTPUT.old.")] = False
     """Also where the output holds other data, which is kept beside it as <output>.old."""
-    explain: Annotated[bool, Option(INPUT, mcp=True)] = False
+    explain: Annotated[bool, Option(INPUT)] = False
     """Name every file, and say why it was kept, mended or dropped."""
 
-    include_failed: Annotated[bool, Option(WHICH, mcp=True)] = False
+    include_failed: Annotated[bool, Option(WHICH)] = False
     """Also rollouts that failed, as long as they end with an answer."""
-    min_reward: Annotated[float | None, Option(WHICH, mcp=True)] = Field(default=None, allow_inf_nan=False)
+    min_reward: Annotated[float | None, Option(WHICH)] = Field(default=None, allow_inf_nan=False)
     """Only rollouts with at least this total reward."""
-    max_turns: Annotated[int | None, Option(WHICH, mcp=True)] = Field(default=None, ge=1)
+    max_turns: Annotated[int | None, Option(WHICH)] = Field(default=None, ge=1)
     """Only rollouts in which the teacher had at most this many turns."""
     drop_truncated: Annotated[bool, Option(WHICH)] = True
     """Leave out rollouts that a limit cut off."""
     keep_truncated: Annotated[bool, Option(WHICH)] = False
     """The same as --no-drop-truncated."""
-    drop_shortened: Annotated[bool, Option(WHICH, mcp=True)] = False
+    drop_shortened: Annotated[bool, Option(WHICH)] = False
     """Leave out rollouts in which tool results were shortened to fit into the teacher's context."""
     require_final_answer: Annotated[bool, Option(WHICH)] = False
     """Only rollouts that end with the teacher's answer; otherwise turns after an answer are cut off."""
-    best_of: Annotated[int | None, Option(WHICH, mcp=True)] = Field(default=None, ge=1)
+    best_of: Annotated[int | None, Option(WHICH, mcp="Per prompt only so many, the best.")] = Field(default=None, ge=1)
     """Per prompt, only this many: successes first, then the highest reward, the fewest turns, the shortest text."""
-    dedupe: Annotated[bool, Option(WHICH, mcp=True)] = False
+    dedupe: Annotated[bool, Option(WHICH)] = False
     """Only the first of equal conversations."""
 
-    thinking: Annotated[Literal["keep", "strip", "tags"], Option(FORM, mcp=True)] = "keep"
+    thinking: Annotated[Literal["keep", "strip", "tags"], Option(FORM)] = "keep"
     """The teacher's reasoning: keep (as reasoning_content), strip, or tags (<think>...</think> before the text)."""
-    arguments: Annotated[Literal["string", "object"] | None, Option(FORM, mcp=True)] = None
+    arguments: Annotated[Literal["string", "object"] | None, Option(FORM)] = None
     """Arguments of tool calls as a JSON string, which loaders expect, or as an object, which many templates expect
     (default: what --student needs, else string)."""
     calls: Annotated[Literal["structured", "text"], Option(FORM)] = "structured"
     """text: for templates that drop tool calls, as <tool_call> text, with the tools in the system prompt."""
     tools_column: Annotated[bool, Option(FORM)] = True
     """Put the tools' schemas, where the rollout has them, into `tools`, as a JSON string."""
-    system: Annotated[str | None, Option(FORM, "-s", mcp=True)] = None
+    system: Annotated[str | None, Option(FORM, "-s")] = None
     """System prompt for every row, in place of its own."""
-    student: Annotated[str | None, Option(FORM, mcp=True)] = None
+    student: Annotated[str | None, Option(FORM, mcp="Model whose chat template the rows must suit.", names="model")] = (
+        None
+    )
     """The student whose chat template will render the rows: a model folder, a .gguf, .jinja or tokenizer_config.json
     file, or smollm2. Says what the template drops, and writes arguments, ids and calls as it needs them."""
 

@@ -32,7 +32,7 @@ class Demo(Command):
     """Folder for all that the demo writes."""
     input: Annotated[Path, Option("Demo", "-i")] = PROMPTS
     """Prompts to answer."""
-    model: Annotated[str, Option("Demo", "-m")] = "smollm2"
+    model: Annotated[str, Option("Demo", "-m", names="model")] = "smollm2"
     """Teacher: a packaged model, a model folder or a .gguf file."""
     backend: Annotated[Literal["hf", "gguf"], Option("Demo")] = "hf"
     """Library that runs the teacher while it answers."""

@@ -32,20 +32,31 @@ class Doctor(Command):
         "python scripts/doctor.py --teacher smollm2",
     )
 
-    teacher: Annotated[str | None, Option(TEACHER, env="TEACHER_MODEL_ID", mcp=True)] = None
+    teacher: Annotated[
+        str | None,
+        Option(TEACHER, env="TEACHER_MODEL_ID", mcp="Teacher to test; without one: what is installed.", names="model"),
+    ] = None
     """The teacher to test: a folder, smollm2, a name on the Hub, or the name that a server has for it. Without a value:
     that of .env."""
     teacher_backend: Annotated[Backend | None, Option(TEACHER, env="TEACHER_BACKEND", mcp=True)] = None
     """Who runs it, as for train_gold."""
-    teacher_gguf: Annotated[str | None, Option(TEACHER, env=("TEACHER_GGUF_PATH", "TEACHER_GGUF"), mcp=True)] = None
+    teacher_gguf: Annotated[str | None, Option(TEACHER, env=("TEACHER_GGUF_PATH", "TEACHER_GGUF"), names="model")] = (
+        None
+    )
     """gguf: a .gguf file, a folder of them, or owner/repo on the Hub."""
-    openrouter_model: Annotated[str | None, Option(TEACHER, env="OPENROUTER_MODEL")] = None
+    openrouter_model: Annotated[str | None, Option(TEACHER, env="OPENROUTER_MODEL", names="model")] = None
     """openrouter: the model there."""
-    teacher_base_url: Annotated[str | None, Option(TEACHER, env="TEACHER_BASE_URL", mcp=True, hidden=True)] = None
+    teacher_base_url: Annotated[
+        str | None,
+        Option(TEACHER, env="TEACHER_BASE_URL", mcp="Its server, up to and with /v1.", hidden=True, names="url"),
+    ] = None
     """The server, up to and with /v1 (default: the usual address of the --teacher-backend)."""
-    teacher_api_key_env: Annotated[str | None, Option(TEACHER, hidden=True)] = None
+    teacher_api_key_env: Annotated[str | None, Option(TEACHER, hidden=True, names="key")] = None
     """Name of the variable that holds the key."""
-    teacher_tokenizer: Annotated[str | None, Option(TEACHER, env="TEACHER_TOKENIZER", mcp=True)] = None
+    teacher_tokenizer: Annotated[
+        str | None,
+        Option(TEACHER, env="TEACHER_TOKENIZER", names="model"),
+    ] = None
     """The teacher's tokenizer, where --teacher is a name that only the server knows."""
     teacher_extra_body: Annotated[dict[str, Any] | None, Option(TEACHER)] = None
     """JSON object merged into every request."""
@@ -54,14 +65,14 @@ class Doctor(Command):
     teacher_price: Annotated[str | None, Option(TEACHER)] = None
     """USD per million prompt/completion tokens, as 3/15, where the provider lists no price."""
 
-    batch_size: Annotated[int, Option(STEP, "-b", mcp=True)] = Field(default=8, ge=1)
+    batch_size: Annotated[int, Option(STEP, "-b")] = Field(default=8, ge=1)
     """Samples per step."""
-    max_new_tokens: Annotated[int, Option(STEP, env="MAX_NEW_TOKENS", mcp=True)] = Field(default=128, ge=1)
+    max_new_tokens: Annotated[int, Option(STEP, env="MAX_NEW_TOKENS")] = Field(default=128, ge=1)
     """Longest answer, in tokens; all are taken to be that long."""
-    prompt_tokens: Annotated[int, Option(STEP, mcp=True)] = Field(default=200, ge=1)
+    prompt_tokens: Annotated[int, Option(STEP)] = Field(default=200, ge=1)
     """Mean length of a prompt."""
 
-    dry_run: Annotated[bool, Option(RUN, mcp=True)] = False
+    dry_run: Annotated[bool, Option(RUN, mcp="Only say what would be asked.")] = False
     """Say what the teacher would be asked, and stop. No request is paid."""
 
     @model_validator(mode="after")

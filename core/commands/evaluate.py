@@ -33,47 +33,57 @@ class Evaluate(Command):
     )
     ignored_env: ClassVar[dict[str, str]] = {}
 
-    student: Annotated[str | None, Option(MODELS, env="KD_MODEL_PATH", mcp=True)] = None
+    student: Annotated[
+        str | None,
+        Option(MODELS, env="KD_MODEL_PATH", mcp="A run folder, model folder, .gguf or Hub name.", names="model"),
+    ] = None
     """The trained model: a folder (an adapter, too), a run folder (its best/), a .gguf file, or a name on the Hub."""
-    baseline: Annotated[str | None, Option(MODELS, env="BASE_MODEL_ID", mcp=True)] = None
+    baseline: Annotated[
+        str | None,
+        Option(MODELS, env="BASE_MODEL_ID", mcp="Default: what the student's run began from.", names="model"),
+    ] = None
     """What it is compared with. Default: the model that the student's run began from."""
-    teacher: Annotated[str | None, Option(MODELS, mcp=True)] = None
+    teacher: Annotated[str | None, Option(MODELS, mcp="Also measure this teacher.", names="model")] = None
     """The teacher, for the gap that was recovered and for the distance from it; a name as for train_gold, or an API
     model, which answers in words only."""
-    teacher_backend: Annotated[Backend | None, Option(MODELS, mcp=True)] = None
+    teacher_backend: Annotated[Backend | None, Option(MODELS)] = None
     """How the teacher is reached (default: from its name)."""
-    teacher_base_url: Annotated[str | None, Option(MODELS, hidden=True)] = None
+    teacher_base_url: Annotated[str | None, Option(MODELS, hidden=True, names="url")] = None
     """Any OpenAI-compatible server, up to and with /v1."""
-    api_key_env: Annotated[str | None, Option(MODELS, hidden=True)] = Field(default=None, pattern=r"^[A-Z_][A-Z0-9_]*$")
+    api_key_env: Annotated[str | None, Option(MODELS, hidden=True, names="key")] = Field(
+        default=None, pattern=r"^[A-Z_][A-Z0-9_]*$"
+    )
     """Name of the variable that holds its key."""
-    models: Annotated[list[str] | None, Option(MODELS, mcp=True)] = None
+    models: Annotated[list[str] | None, Option(MODELS, names="named model")] = None
     """Further models, as name=path; repeat it. Without --baseline the first one is the baseline."""
-    sft: Annotated[str | None, Option(MODELS, env="SFT_MODEL_PATH")] = None
+    sft: Annotated[str | None, Option(MODELS, env="SFT_MODEL_PATH", names="model")] = None
     """The same as --models sft=..."""
     scan: Annotated[Path | None, Option(MODELS, env="KD_SCAN_ROOT")] = None
     """A run folder: all of its step-N/ and final/ take part, too."""
 
-    suite: Annotated[list[str] | None, Option(TASKS, mcp=True)] = None
+    suite: Annotated[list[str] | None, Option(TASKS, mcp="offline (default), opd, reasoning.")] = None
     """offline (no download: questions inside lm-eval, arithmetic, words), opd (ARC, HellaSwag, TruthfulQA), reasoning
     (GSM8K, IFEval); repeat it. Default: offline, unless --tasks or --data are given."""
-    tasks: Annotated[list[str] | None, Option(TASKS, "-t", env="EVAL_TASKS", mcp=True)] = None
+    tasks: Annotated[list[str] | None, Option(TASKS, "-t", env="EVAL_TASKS", mcp="Names of lm-eval's tasks.")] = None
     """Names of lm-eval's tasks or groups, or of your own in --tasks-dir; repeat it or separate by commas."""
-    tasks_dir: Annotated[Path | None, Option(TASKS)] = None
+    tasks_dir: Annotated[Path | None, Option(TASKS, names="code")] = None
     """Folder of your own task YAML files. They may name Python functions, which are run."""
-    limit: Annotated[int | None, Option(TASKS, "-n", env="EVAL_MAX_SAMPLES", mcp=True)] = Field(default=None, ge=1)
+    limit: Annotated[int | None, Option(TASKS, "-n", env="EVAL_MAX_SAMPLES", mcp="Most items of each task.")] = Field(
+        default=None, ge=1
+    )
     """At most so many items of each task: a fixed choice, the same in every run with this --seed, and recorded."""
     num_fewshot: Annotated[int | None, Option(TASKS)] = Field(default=None, ge=0)
     """Solved examples before each item (default: as the task says)."""
 
-    data: Annotated[str | None, Option(DATA, "-d", mcp=True)] = None
+    data: Annotated[str | None, Option(DATA, "-d", mcp="Held-out prompts with answers.", names="data")] = None
     """Prompts with reference answers that were not trained on: any file that generate_teacher_data reads. Default: the
     rows that the student's run held out, where there are any. DATA_PATH is not read: those rows were trained on."""
     prompt_key: Annotated[str, Option(DATA)] = "prompt"
     """Key or column that holds the prompt."""
-    drop_trained: Annotated[bool, Option(DATA, mcp=True)] = False
+    drop_trained: Annotated[bool, Option(DATA)] = False
     """Leave out rows that a model was trained on, instead of refusing the file."""
-    max_new_tokens: Annotated[int, Option(DATA, env=("EVAL_RETAIL_MAX_NEW_TOKENS", "MAX_NEW_TOKENS"), mcp=True)] = (
-        Field(default=128, ge=1)
+    max_new_tokens: Annotated[int, Option(DATA, env=("EVAL_RETAIL_MAX_NEW_TOKENS", "MAX_NEW_TOKENS"))] = Field(
+        default=128, ge=1
     )
     """Longest answer to these prompts, in tokens."""
 
@@ -88,12 +98,12 @@ class Evaluate(Command):
     seed: Annotated[int, Option(STATISTICS)] = Field(default=0, ge=0, le=2**32 - 1)
     """Of the bootstrap, of --limit and of the examples of --num-fewshot."""
 
-    name: Annotated[str | None, Option(RUN, mcp=True)] = None
+    name: Annotated[str | None, Option(RUN)] = None
     """Name of the report; it goes to reports/NAME (default: that of the student). Where another report is, this one
     goes to NAME-2."""
-    output: Annotated[Path | None, Option(RUN, "-o", env="EVAL_OUTPUT_DIR", mcp=True)] = None
+    output: Annotated[Path | None, Option(RUN, "-o", env="EVAL_OUTPUT_DIR")] = None
     """Another folder for it."""
-    compare: Annotated[list[Path] | None, Option(RUN, mcp=True)] = None
+    compare: Annotated[list[Path] | None, Option(RUN, mcp="Only put these finished reports side by side.")] = None
     """Put finished reports side by side instead, in a report of their own; repeat it."""
     batch_size: Annotated[int | None, Option(RUN)] = Field(default=None, ge=1)
     """Texts per forward pass (default: what fits)."""
@@ -109,7 +119,7 @@ class Evaluate(Command):
     """Where answers are kept, by the hash of the model (default: ~/.cache/distill/answers)."""
     track: Annotated[Literal["trackio", "tensorboard", "wandb"] | None, Option(RUN)] = None
     """Also send the figures to this tracker."""
-    dry_run: Annotated[bool, Option(RUN, mcp=True)] = False
+    dry_run: Annotated[bool, Option(RUN, mcp="Only say what would be answered.")] = False
     """Say which models answer how many items, what is in the cache already, and stop."""
 
     @field_validator("suite", "tasks", mode="before")

@@ -27,7 +27,7 @@ class GenerateTeacherData(TeacherOptions):
     )
     headings: ClassVar[tuple[str, ...]] = (INPUT, TEACHER, SAMPLING, RUN, MONEY, KEEP, LOCAL)
 
-    input: Annotated[str, Option(INPUT, "-i", mcp=True)]
+    input: Annotated[str, Option(INPUT, "-i", mcp="Prompts: a file or hf:owner/name.", names="data")]
     """Prompts: a .txt, .jsonl, .json, .csv or .parquet file, hf:owner/name[:split], or - for standard input."""
     output: Annotated[Path, Option(INPUT, "-o", mcp=True)] = Path("train.jsonl")
     """File that the rows are appended to."""
@@ -44,8 +44,10 @@ class GenerateTeacherData(TeacherOptions):
 
     max_tokens: Annotated[int, Option(SAMPLING, mcp=True)] = Field(default=2048, ge=1, le=10_000_000)
     """Longest answer, in tokens; reasoning counts."""
-    temperature: Annotated[float, Option(SAMPLING, "-t", mcp=True)] = Field(default=0.7, ge=0, le=2)
+    temperature: Annotated[float, Option(SAMPLING, "-t")] = Field(default=0.7, ge=0, le=2)
     """Sampling temperature, 0 to 2."""
+    samples: Annotated[int, Option(SAMPLING, mcp=True)] = Field(default=1, ge=1)
+    """Answers per prompt; raising it later adds the missing ones."""
 
     keep_reasoning: Annotated[bool, Option(KEEP)] = False
     """Also put the reasoning into the assistant message, as reasoning_content (metadata.reasoning has it anyway)."""

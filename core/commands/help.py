@@ -58,7 +58,8 @@ def option_line(name: str, option: Option, info: FieldInfo) -> Line:
     parts += [inner for part in parts if get_origin(part) is list for inner in get_args(part)]
     kinds = {part for part in parts if isinstance(part, type) and get_origin(part) is None}
     names = [f"[{flag(name)}]" if option.positional else flag(name), *([option.short] if option.short else [])]
-    default = "" if info.is_required() or info.default is None else str(info.default)
+    unset = info.is_required() or info.default_factory is not None or info.default is None
+    default = "" if unset else str(info.default)
     if bool in kinds and default:
         names.append("--no-" + flag(name)[2:])
         default = "on" if info.default else ""

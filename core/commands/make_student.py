@@ -25,26 +25,37 @@ class MakeStudent(Command):
         "python scripts/make_student.py Qwen/Qwen2.5-1.5B-Instruct -o student --layers 20 --text train.jsonl --dry-run",
     )
 
-    model: Annotated[str, Option(MODEL, "-m", positional=True, mcp=True)] = Field(min_length=1)
+    model: Annotated[
+        str,
+        Option(
+            MODEL,
+            "-m",
+            positional=True,
+            mcp="Model to begin with: a folder, .gguf, smollm2 or Hub name.",
+            names="model",
+        ),
+    ] = Field(min_length=1)
     """The model to begin with: a folder, a .gguf file, smollm2, or a name on the Hub. It stays as it is."""
     layers: Annotated[int | None, Option(MODEL, "-k", mcp=True)] = Field(default=None, ge=1)
     """Keep so many layers; the first two and the last two go last."""
-    tokenizer: Annotated[str | None, Option(MODEL, mcp=True)] = Field(default=None, min_length=1)
+    tokenizer: Annotated[str | None, Option(MODEL, mcp="Model whose vocabulary it shall get.", names="model")] = Field(
+        default=None, min_length=1
+    )
     """Move the model to the vocabulary of this one: a folder, a tokenizer.json, a .gguf file (also one without
     weights), smollm2, or a name on the Hub."""
 
-    text: Annotated[list[Path] | None, Option(TEXT, "-t", mcp=True)] = None
+    text: Annotated[list[Path] | None, Option(TEXT, "-t")] = None
     """Measure on this text in place of the built-in one (many languages, code, numbers, chat); may be repeated. Of
     .jsonl rows the assistant's messages, or the key text, completion, response, answer or output; any other file as
     it is."""
-    limit: Annotated[int, Option(TEXT, "-n", mcp=True)] = Field(default=50, ge=1)
+    limit: Annotated[int, Option(TEXT, "-n")] = Field(default=50, ge=1)
     """At most this many passages of each kind of text (of up to 2,000 characters), spread over all of it."""
 
-    output: Annotated[Path | None, Option(OUTPUT, "-o", mcp=True)] = None
+    output: Annotated[Path | None, Option(OUTPUT, "-o", mcp="Folder for the student.")] = None
     """Folder of the student, in the Hugging Face layout."""
     overwrite: Annotated[bool, Option(OUTPUT)] = False
     """Replace the model in that folder."""
-    dry_run: Annotated[bool, Option(OUTPUT, mcp=True)] = False
+    dry_run: Annotated[bool, Option(OUTPUT, mcp="Only show the influence of every layer.")] = False
     """Show the influence of every layer and which ones would go; write nothing."""
 
     @model_validator(mode="after")

@@ -51,14 +51,24 @@ def resolve(
         found, lines = read_yaml(config, list(model.model_fields))
         take(found, {name: f"{config}:{line}" for name, line in lines.items()})
     take(*(project or model.from_project(values)))
-
-    try:
-        command = model.model_validate(values)
-    except ValidationError as error:
-        raise UsageError(explain(error, model, origins)) from None
+    command = validated(model, values, origins)
     for name in model.model_fields:
         origins.setdefault(name, "default")
     return command, origins
+
+
+def validated(model: type[Command], values: Mapping[str, Any], origins: Mapping[str, str]) -> Command:
+    """The command of these values. Raises UsageError that names the places whence the wrong ones came."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(explain(error, model, origins)) from None
+
+
+def given(command: Command, origins: Mapping[str, str]) -> dict[str, Any]:
+    """What stands otherwise than by default, as JSON: another process makes the same command of it with `validated`,
+    whatever has become of the files and variables that it was read from."""
+    return command.model_dump(mode="json", include={name for name, origin in origins.items() if origin != "default"})
 
 
 def read_yaml(path: Path, known: list[str]) -> tuple[dict[str, Any], dict[str, int]]:

@@ -45,25 +45,29 @@ class RunRollouts(TeacherOptions):
     )
     headings: ClassVar[tuple[str, ...]] = (PROMPTS, TEACHER, TOOLS, LOOP, CHECK, SAMPLING, RUN, MONEY, LOCAL)
 
-    dir: Annotated[Path, Option(PROMPTS, "-d", mcp=True)] = Path(".")
+    dir: Annotated[Path, Option(PROMPTS, "-d")] = Path(".")
     """Project folder: all relative paths, config.yml, .env and Dockerfiles are taken from there."""
-    input: Annotated[str | None, Option(PROMPTS, "-i", mcp=True)] = None
+    input: Annotated[
+        str | None, Option(PROMPTS, "-i", mcp="Prompts (default: train.prompts.jsonl, else train.jsonl).", names="data")
+    ] = None
     """Prompts, in any form that generate_teacher_data reads (default: train.prompts.jsonl where it is there, else
     config.yml's train_file, else train.jsonl)."""
     output: Annotated[Path, Option(PROMPTS, "-o", mcp=True)] = Path("rollouts")
     """Folder for the rollouts, one file each."""
-    num_rollouts: Annotated[int | None, Option(PROMPTS, "-n", mcp=True)] = Field(default=None, ge=1)
+    num_rollouts: Annotated[int | None, Option(PROMPTS, "-n", mcp="Only the first N prompts (default: 1).")] = Field(
+        default=None, ge=1
+    )
     """The first N prompts; above their number, all (default: 1)."""
     random: Annotated[bool, Option(PROMPTS)] = False
     """With -n: N prompts at random, none of them twice (--seed repeats the choice)."""
-    entry: Annotated[list[str] | None, Option(PROMPTS, "-e", mcp=True)] = None
+    entry: Annotated[list[str] | None, Option(PROMPTS, "-e")] = None
     """These prompts, counted from 0: 0,1,2 or 0-99, also repeated. What is past the end is skipped."""
-    all: Annotated[bool, Option(PROMPTS, mcp=True)] = False
+    all: Annotated[bool, Option(PROMPTS)] = False
     """All prompts."""
     prompt_key: Annotated[str, Option(PROMPTS)] = "prompt"
     """Column or key that holds the prompt."""
 
-    model: Annotated[str, Option(TEACHER, "-m", mcp=True)] = "gpt-5-nano"
+    model: Annotated[str, Option(TEACHER, "-m", mcp="Teacher that can call tools.", names="model")] = "gpt-5-nano"
     """Teacher, which must know how to call tools: a name at the provider, a model folder, a .gguf file, or
     owner/repo:QUANT (GGUF on the Hub)."""
     reasoning: Annotated[
@@ -71,26 +75,30 @@ class RunRollouts(TeacherOptions):
     ] = None
     """How much an API teacher is to think before each turn."""
 
-    mcp_url: Annotated[list[str] | None, Option(TOOLS, mcp=True, hidden=True)] = None
+    mcp_url: Annotated[
+        list[str] | None, Option(TOOLS, mcp="Addresses of MCP servers whose tools to give.", hidden=True, names="url")
+    ] = None
     """MCP server by address: localhost:8931, or a URL; may be repeated. Beside a prompt's container, an address on this
     machine means a port inside the container."""
-    mcp_command: Annotated[list[str] | None, Option(TOOLS, mcp=True)] = None
+    mcp_command: Annotated[list[str] | None, Option(TOOLS, names="program")] = None
     """MCP server by the command that starts it ("npx -y @playwright/mcp --headless --isolated"); may be repeated."""
-    mcp_servers: Annotated[Path | None, Option(TOOLS)] = None
+    mcp_servers: Annotated[Path | None, Option(TOOLS, names="program")] = None
     """JSON file with `mcpServers`, as coding assistants have it."""
     mcp_shared: Annotated[bool, Option(TOOLS)] = False
     """One session with each MCP server for all rollouts, for servers that keep no state (default: one per rollout)."""
-    tools: Annotated[Path | None, Option(TOOLS, mcp=True)] = None
+    tools: Annotated[
+        Path | None, Option(TOOLS, mcp="Python file whose functions are tools; it is run.", names="code")
+    ] = None
     """Python file whose functions (type hints, docstrings) are tools. It runs here, with your rights."""
-    browser: Annotated[bool, Option(TOOLS, mcp=True)] = False
+    browser: Annotated[bool, Option(TOOLS, mcp="Give a real browser.")] = False
     """A real browser in this process, with a context of its own for every rollout. Prompts' containers stay off."""
-    browser_path: Annotated[Path | None, Option(TOOLS)] = None
+    browser_path: Annotated[Path | None, Option(TOOLS, names="program")] = None
     """The Chromium or Chrome to use (default: Playwright's, else the one installed)."""
     allow_tools: Annotated[list[str] | None, Option(TOOLS)] = None
     """Only these tools, as names or patterns (browser_*), comma-separated; also allows those denied by default."""
     deny_tools: Annotated[list[str] | None, Option(TOOLS)] = None
     """Not these tools. Running code in a page and uploading files are always denied unless allowed by name."""
-    allow_hosts: Annotated[list[str] | None, Option(TOOLS)] = None
+    allow_hosts: Annotated[list[str] | None, Option(TOOLS, names="host")] = None
     """With --browser: only these hosts (example.org, *.example.org, localhost:8000), comma-separated (default: every
     public one, none of the local network)."""
     docker: Annotated[bool, Option(TOOLS)] = True
@@ -98,12 +106,12 @@ class RunRollouts(TeacherOptions):
     docker_per_rollout: Annotated[bool, Option(TOOLS)] = False
     """A container for every rollout instead of one for all."""
 
-    max_turns: Annotated[int, Option(LOOP, mcp=True)] = Field(default=10, ge=1)
+    max_turns: Annotated[int, Option(LOOP)] = Field(default=10, ge=1)
     """Most turns of the teacher in a rollout."""
     termination_policy: Annotated[Literal["last_tool", "max_turns"], Option(LOOP)] = "last_tool"
     """last_tool: a turn without a tool call ends the rollout. max_turns: the teacher is told to go on until all turns
     are used."""
-    max_context: Annotated[int, Option(LOOP, mcp=True)] = Field(default=32768, ge=256)
+    max_context: Annotated[int, Option(LOOP)] = Field(default=32768, ge=256)
     """Most tokens of a conversation; the oldest tool results are shortened to keep it."""
     max_tool_response: Annotated[int | None, Option(LOOP)] = Field(default=8000, ge=1)
     """Most tokens of one tool result (about 4 characters each); the rest is cut, with a marker."""
@@ -112,23 +120,26 @@ class RunRollouts(TeacherOptions):
     rollout_timeout: Annotated[float, Option(LOOP)] = Field(default=3600, gt=0, le=7 * 86_400)
     """Seconds for one rollout, waiting for rate limits not counted."""
 
-    check: Annotated[Literal["exact", "contains", "number", "none"], Option(CHECK, mcp=True)] = "contains"
+    check: Annotated[
+        Literal["exact", "contains", "number", "none"],
+        Option(CHECK),
+    ] = "contains"
     """How the final answer is compared with the prompt's metadata.expected_answer."""
-    rewards: Annotated[Path | None, Option(CHECK)] = None
+    rewards: Annotated[Path | None, Option(CHECK, names="code")] = None
     """Python file of reward functions, f(args, messages) -> number, used instead of --check. It runs here."""
     reward_timeout: Annotated[float, Option(CHECK)] = Field(default=60, gt=0, le=86_400)
     """Seconds for one reward function."""
 
-    max_tokens: Annotated[int, Option(SAMPLING, mcp=True)] = Field(default=4096, ge=1, le=10_000_000)
+    max_tokens: Annotated[int, Option(SAMPLING)] = Field(default=4096, ge=1, le=10_000_000)
     """Longest turn of the teacher, in tokens; reasoning counts."""
-    temperature: Annotated[float, Option(SAMPLING, "-t", mcp=True)] = Field(default=1.0, ge=0, le=2)
+    temperature: Annotated[float, Option(SAMPLING, "-t")] = Field(default=1.0, ge=0, le=2)
     """Sampling temperature, 0 to 2."""
-    samples: Annotated[int, Option(SAMPLING, mcp=True)] = Field(default=1, ge=1)
+    samples: Annotated[int, Option(SAMPLING)] = Field(default=1, ge=1)
     """Rollouts per prompt; raising it later adds the missing ones."""
 
-    concurrency: Annotated[int, Option(RUN, "-c", mcp=True)] = Field(default=5, ge=1)
+    concurrency: Annotated[int, Option(RUN, "-c")] = Field(default=5, ge=1)
     """Most rollouts at work at a time."""
-    dry_run: Annotated[bool, Option(RUN, mcp=True)] = False
+    dry_run: Annotated[bool, Option(RUN, mcp="Only open the tools, say what would be run and what it costs.")] = False
     """Open the tools, say what would be run and what it costs, and stop. No request is paid, nothing is written."""
     retries: Annotated[int, Option(RUN)] = Field(default=5, ge=0)
     """Further attempts for a turn after timeouts, 5xx and broken answers (rate limits do not count)."""

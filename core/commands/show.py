@@ -21,6 +21,7 @@ class Show(Command):
     """
 
     work: ClassVar[str] = "..show.show:show"
+    as_job: ClassVar[bool] = False
     examples: ClassVar[tuple[str, ...]] = (
         "python scripts/show.py rollouts",
         "python scripts/show.py rollouts --failed --html failed.html",
@@ -28,25 +29,25 @@ class Show(Command):
         'python scripts/show.py train.jsonl --search "final answer" --sample 3 --seed 1',
     )
 
-    path: Annotated[Path, Option(INPUT, positional=True, mcp=True)]
+    path: Annotated[Path, Option(INPUT, positional=True)]
     """Folder with rollouts, one rollout, or a file of rows: .jsonl, .json, .csv, .tsv, .parquet, .txt, .md."""
 
-    index: Annotated[str | None, Option(WHICH, "-e", mcp=True)] = None
+    index: Annotated[str | None, Option(WHICH, "-e")] = None
     """Only these, counted from 0: 3 or 0,2,5 or 10-19; -1 is the last one."""
-    failed: Annotated[bool, Option(WHICH, mcp=True)] = False
+    failed: Annotated[bool, Option(WHICH)] = False
     """Only what failed: errors, interruptions, no success, no reward, unreadable."""
-    search: Annotated[str | None, Option(WHICH, "-s", mcp=True)] = Field(default=None, min_length=1)
+    search: Annotated[str | None, Option(WHICH, "-s")] = Field(default=None, min_length=1)
     """Only what holds this text, in any case of letters; the places are marked."""
-    sample: Annotated[int | None, Option(WHICH, mcp=True)] = Field(default=None, ge=1)
+    sample: Annotated[int | None, Option(WHICH)] = Field(default=None, ge=1)
     """N of them at random."""
     seed: Annotated[int, Option(WHICH)] = Field(default=0, ge=0)
     """Which random ones: the same seed gives the same sample."""
-    limit: Annotated[int | None, Option(WHICH, "-n", mcp=True)] = Field(default=None, ge=1)
+    limit: Annotated[int | None, Option(WHICH, "-n")] = Field(default=None, ge=1)
     """Show at most this many (default: 5 on the terminal, 500 on a page; with --index or --sample: all of them)."""
 
-    full: Annotated[bool, Option(HOW, mcp=True)] = False
+    full: Annotated[bool, Option(HOW)] = False
     """Fold nothing: whole tool results, reasoning and tool schemas."""
-    html: Annotated[Path | None, Option(HOW, mcp=True)] = None
+    html: Annotated[Path | None, Option(HOW)] = None
     """Write one HTML file that needs no network, instead of showing them here."""
     overview: Annotated[bool, Option(HOW)] = True
     """Begin with counts over the whole input; --no-overview stops reading when enough is found."""

@@ -32,41 +32,49 @@ OWN_FIELDS = {
 class TeacherOptions(Command):
     """Base of the commands that ask a teacher."""
 
-    model: Annotated[str, Option(TEACHER, "-m", mcp=True)] = "anthropic/claude-sonnet-4"
+    model: Annotated[
+        str,
+        Option(
+            TEACHER,
+            "-m",
+            mcp="A name at the provider, a folder, a .gguf file, or smollm2 (small, offline).",
+            names="model",
+        ),
+    ] = "anthropic/claude-sonnet-4"
     """Teacher: a name at the provider, a model folder, a .gguf file, owner/repo:QUANT (GGUF on the Hub), or smollm2."""
-    backend: Annotated[Backend | None, Option(TEACHER, mcp=True)] = None
+    backend: Annotated[Backend | None, Option(TEACHER, mcp="By default from the model's name.")] = None
     """How the teacher is reached. By default from the name: vendor/name is openrouter, gpt-* and o* are openai, paths
     are local; with --base-url: openai."""
-    base_url: Annotated[str | None, Option(TEACHER, mcp=True, hidden=True)] = None
+    base_url: Annotated[
+        str | None, Option(TEACHER, mcp="An OpenAI-compatible server, up to and with /v1.", hidden=True, names="url")
+    ] = None
     """Any OpenAI-compatible server (vLLM, llama-server, SGLang, LM Studio, Ollama), up to and with /v1. By default the
     usual address of the --backend."""
-    api_key_env: Annotated[str | None, Option(TEACHER, hidden=True)] = Field(
+    api_key_env: Annotated[str | None, Option(TEACHER, hidden=True, names="key")] = Field(
         default=None, pattern=r"^[A-Z_][A-Z0-9_]*$"
     )
     """Name of the variable that holds the key (by default OPENROUTER_API_KEY, OPENAI_API_KEY, NVIDIA_API_KEY, ...)."""
     extra_body: Annotated[dict[str, Any] | None, Option(TEACHER)] = None
     """JSON object merged into every request, for what a provider offers beyond these options."""
 
-    system: Annotated[str | None, Option(TEACHER, "-s", mcp=True)] = None
+    system: Annotated[str | None, Option(TEACHER, "-s", mcp="System prompt for rows without their own.")] = None
     """System prompt for every row that has none of its own."""
 
     top_p: Annotated[float | None, Option(SAMPLING)] = Field(default=None, gt=0, le=1)
     """Nucleus sampling: the share of probability to sample from."""
-    samples: Annotated[int, Option(SAMPLING, mcp=True)] = Field(default=1, ge=1)
-    """Answers per prompt; raising it later adds the missing ones."""
     seed: Annotated[int | None, Option(SAMPLING)] = Field(default=None, ge=0, le=2**63 - 1)
     """Base seed: every sample gets its own seed from it. At API teachers best effort."""
 
-    concurrency: Annotated[int, Option(RUN, "-c", mcp=True)] = Field(default=5, ge=1)
+    concurrency: Annotated[int, Option(RUN, "-c")] = Field(default=5, ge=1)
     """Most requests in flight; falls under rate limits and recovers by itself."""
     timeout: Annotated[float, Option(RUN)] = Field(default=120, gt=0, le=86_400)
     """Seconds for one request."""
     retries: Annotated[int, Option(RUN)] = Field(default=5, ge=0)
     """Further attempts for a row after timeouts, 5xx and broken answers (rate limits do not count)."""
-    dry_run: Annotated[bool, Option(RUN, mcp=True)] = False
+    dry_run: Annotated[bool, Option(RUN, mcp="Only say what would be asked and what it costs.")] = False
     """Say what would be asked, how many tokens and what it costs, and stop. No request is paid."""
 
-    max_cost: Annotated[float | None, Option(MONEY, mcp=True)] = Field(default=None, gt=0)
+    max_cost: Annotated[float | None, Option(MONEY, mcp="Most USD to spend.")] = Field(default=None, gt=0)
     """Most USD that this run may spend, requests in flight counted at their worst case."""
     price: Annotated[str | None, Option(MONEY)] = Field(default=None, pattern=r"^\d+(\.\d+)?/\d+(\.\d+)?$")
     """USD per million prompt/completion tokens, as 3/15, where the provider lists no price."""

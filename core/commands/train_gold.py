@@ -97,7 +97,12 @@ class TrainGold(TrainingCommand):
         "HF_BACKEND": "the teacher is chosen by TEACHER_BACKEND",
     }
 
-    data: Annotated[str, Option(DATA, "-d", env="DATA_PATH", mcp=True)] = Field(min_length=1)
+    data: Annotated[
+        str,
+        Option(
+            DATA, "-d", env="DATA_PATH", mcp="Prompts, with or without answers: a file or hf:owner/name.", names="data"
+        ),
+    ] = Field(min_length=1)
     """Prompts, with or without answers: any file that generate_teacher_data reads, its train.jsonl, combined_N.json,
     or hf:owner/name."""
     prompt_key: Annotated[str, Option(DATA)] = "prompt"
@@ -107,15 +112,21 @@ class TrainGold(TrainingCommand):
     turns: Annotated[Literal["all", "last"], Option(DATA)] = "all"
     """Of a conversation with several turns: every turn of the user is a prompt, with all that was said before it; or
     only the last one."""
-    num_samples: Annotated[int | None, Option(DATA, "-n", env="NUM_SAMPLES", mcp=True)] = Field(default=None, ge=1)
+    num_samples: Annotated[int | None, Option(DATA, "-n", env="NUM_SAMPLES")] = Field(default=None, ge=1)
     """Only the first so many rows of the data."""
 
-    output: Annotated[Path, Option(DATA, "-o", env="OUTPUT_DIR", mcp=True)]
+    output: Annotated[Path, Option(DATA, "-o", env="OUTPUT_DIR", mcp="Folder of the run.")]
     """Folder of the run: best/, final/, step-N/, metrics.jsonl, samples.jsonl, curves.png, run.json."""
 
-    student: Annotated[str, Option(STUDENT, env=("STUDENT_MODEL_PATH", "STUDENT_MODEL_ID"), mcp=True)] = (
-        "Qwen/Qwen2.5-0.5B-Instruct"
-    )
+    student: Annotated[
+        str,
+        Option(
+            STUDENT,
+            env=("STUDENT_MODEL_PATH", "STUDENT_MODEL_ID"),
+            mcp="A folder, .gguf, smollm2 or Hub name.",
+            names="model",
+        ),
+    ] = "Qwen/Qwen2.5-0.5B-Instruct"
     """The model to train: a folder, a .gguf file, smollm2, or a name on the Hub."""
     student_dtype: Annotated[Literal["auto", "float32", "bfloat16"], Option(STUDENT, env="STUDENT_DTYPE")] = "auto"
     """Number format of the computation (auto: bfloat16 where CUDA has it, else float32). Trained weights are kept in
@@ -125,14 +136,33 @@ class TrainGold(TrainingCommand):
     freeze_embeddings: Annotated[bool, Option(STUDENT)] = False
     """Leave the embeddings (and an output layer tied to them) as they are: faster, for students of the same family."""
 
-    teacher: Annotated[str, Option(TEACHER, env="TEACHER_MODEL_ID", mcp=True)] = "Qwen/Qwen2.5-7B-Instruct"
+    teacher: Annotated[
+        str,
+        Option(
+            TEACHER,
+            env="TEACHER_MODEL_ID",
+            mcp="A folder, smollm2, a Hub name, or the server's name for it.",
+            names="model",
+        ),
+    ] = "Qwen/Qwen2.5-7B-Instruct"
     """The teacher: a folder, smollm2, a name on the Hub, or the name that a server has for it."""
-    teacher_backend: Annotated[Backend | None, Option(TEACHER, env="TEACHER_BACKEND", mcp=True)] = None
+    teacher_backend: Annotated[
+        Backend | None,
+        Option(
+            TEACHER,
+            env="TEACHER_BACKEND",
+            mcp="hf and gguf run it here; vllm, sglang, together, fireworks score texts; the others only chat.",
+        ),
+    ] = None
     """Who runs it (default: gguf when --teacher-gguf is given, openai with --teacher-base-url, else hf). hf and gguf
     run it here; vllm, sglang, together and fireworks score given texts; the others only chat: see --teacher-mode."""
-    teacher_gguf: Annotated[str | None, Option(TEACHER, env=("TEACHER_GGUF_PATH", "TEACHER_GGUF"), mcp=True)] = None
+    teacher_gguf: Annotated[str | None, Option(TEACHER, env=("TEACHER_GGUF_PATH", "TEACHER_GGUF"), names="model")] = (
+        None
+    )
     """gguf: a .gguf file, a folder of them, or owner/repo on the Hub."""
-    openrouter_model: Annotated[str, Option(TEACHER, env="OPENROUTER_MODEL")] = "qwen/qwen-2.5-7b-instruct"
+    openrouter_model: Annotated[str, Option(TEACHER, env="OPENROUTER_MODEL", names="model")] = (
+        "qwen/qwen-2.5-7b-instruct"
+    )
     """openrouter: the model there; --teacher where only that is given."""
     teacher_preferred_quant: Annotated[str, Option(TEACHER, env="TEACHER_PREFERRED_QUANT")] = "Q4_K_M"
     """gguf: the quantisation to take from a Hub repository."""
@@ -153,19 +183,26 @@ class TrainGold(TrainingCommand):
     """hf: texts per forward pass. Servers that score: texts per request, where it is given (otherwise 1)."""
 
     teacher_mode: Annotated[
-        Literal["auto", "score", "probe", "teacher-text", "judge"] | None, Option(API, env="TEACHER_MODE", mcp=True)
+        Literal["auto", "score", "probe", "teacher-text", "judge"] | None,
+        Option(
+            API,
+            env="TEACHER_MODE",
+            mcp="score (default): every token. For chat-only teachers, weaker: probe, teacher-text, judge.",
+        ),
     ] = None
     """What the student learns from. score: every token of an answer is scored. For teachers that can only chat, in
     falling order: probe (the teacher's next token at a few positions of the student's answers), teacher-text (its own
     answers, with the log-probabilities that it tells), judge (grades of whole answers). auto: the first that works.
     Without it score; where that does not work you are asked, because no weaker mode is chosen silently."""
-    teacher_base_url: Annotated[str | None, Option(API, env="TEACHER_BASE_URL", mcp=True, hidden=True)] = None
+    teacher_base_url: Annotated[
+        str | None, Option(API, env="TEACHER_BASE_URL", mcp="Its server, up to and with /v1.", hidden=True, names="url")
+    ] = None
     """The server, up to and with /v1 (default: the usual address of the --teacher-backend)."""
-    teacher_api_key_env: Annotated[str | None, Option(API, hidden=True)] = Field(
+    teacher_api_key_env: Annotated[str | None, Option(API, hidden=True, names="key")] = Field(
         default=None, pattern=r"^[A-Z_][A-Z0-9_]*$"
     )
     """Name of the variable that holds the key (by default OPENROUTER_API_KEY, OPENAI_API_KEY, VLLM_API_KEY, ...)."""
-    teacher_tokenizer: Annotated[str | None, Option(API, env="TEACHER_TOKENIZER", mcp=True)] = None
+    teacher_tokenizer: Annotated[str | None, Option(API, env="TEACHER_TOKENIZER", names="model")] = None
     """score: the teacher's tokenizer, a folder or a name on the Hub, where --teacher is a name that only the server
     knows."""
     teacher_extra_body: Annotated[dict[str, Any] | None, Option(API)] = None
@@ -181,17 +218,17 @@ class TrainGold(TrainingCommand):
     this one trains: faster, and slightly off-policy."""
     accept_noise: Annotated[bool, Option(API)] = False
     """Train although two scorings of one text differ by as much as there is to learn."""
-    probe_positions: Annotated[int, Option(API, mcp=True)] = Field(default=8, ge=1)
+    probe_positions: Annotated[int, Option(API)] = Field(default=8, ge=1)
     """probe: positions of each answer where the teacher is asked, those where the student is least sure; a request
     each."""
-    judge: Annotated[Literal["rubric", "pairwise"], Option(API, mcp=True)] = "rubric"
+    judge: Annotated[Literal["rubric", "pairwise"], Option(API)] = "rubric"
     """judge: grade each answer by a rubric, or compare every two answers to a prompt, in both orders."""
-    judge_group: Annotated[int, Option(API, mcp=True)] = Field(default=4, ge=2, le=64)
+    judge_group: Annotated[int, Option(API)] = Field(default=4, ge=2, le=64)
     """judge: answers to one prompt, of which each is weighed against the others."""
-    judge_rubric: Annotated[str | None, Option(API)] = Field(default=None, min_length=1)
+    judge_rubric: Annotated[str | None, Option(API, names="text or file")] = Field(default=None, min_length=1)
     """judge: what makes an answer good, as text or a file that holds it (default: a general one)."""
 
-    max_cost: Annotated[float | None, Option(MONEY, mcp=True)] = Field(default=None, gt=0)
+    max_cost: Annotated[float | None, Option(MONEY, mcp="Most USD to spend.")] = Field(default=None, gt=0)
     """Most USD that this run may spend, requests in flight counted at their worst case."""
     teacher_price: Annotated[str | None, Option(MONEY)] = Field(default=None, pattern=r"^\d+(\.\d+)?/\d+(\.\d+)?$")
     """USD per million prompt/completion tokens, as 3/15, where the provider lists no price."""
@@ -201,10 +238,14 @@ class TrainGold(TrainingCommand):
     score_cache_path: Annotated[Path | None, Option(MONEY, env="SCORE_CACHE")] = None
     """Another file for it (default: ~/.cache/distill/scores.sqlite)."""
 
-    lmbda: Annotated[float, Option(ROLLOUTS, env="LMBDA", mcp=True)] = Field(default=0.5, ge=0, le=1)
+    lmbda: Annotated[
+        float, Option(ROLLOUTS, env="LMBDA", mcp="Share of the answers that the student writes itself.")
+    ] = Field(default=0.5, ge=0, le=1)
     """Share of samples that the student answers itself (on-policy); the others take the answer in the data. Rows
     without an answer are always on-policy."""
-    max_new_tokens: Annotated[int, Option(ROLLOUTS, env="MAX_NEW_TOKENS", mcp=True)] = Field(default=128, ge=1)
+    max_new_tokens: Annotated[int, Option(ROLLOUTS, env="MAX_NEW_TOKENS", mcp="Longest answer, in tokens.")] = Field(
+        default=128, ge=1
+    )
     """Longest answer of the student, in tokens; answers in the data are cut there, too."""
     temperature: Annotated[float, Option(ROLLOUTS, "-t")] = Field(default=1.0, gt=0, le=2)
     """Of the student's answers."""
@@ -213,10 +254,10 @@ class TrainGold(TrainingCommand):
     do_sample: Annotated[bool, Option(ROLLOUTS, env="DO_SAMPLE")] = True
     """Draw the answers; off: always the most probable token."""
 
-    loss: Annotated[Literal["auto", "gold", "uld", "jsd"], Option(LOSS, mcp=True)] = "auto"
+    loss: Annotated[Literal["auto", "gold", "uld", "jsd"], Option(LOSS)] = "auto"
     """auto: jsd for one tokenizer, gold across tokenizers. uld: compare sorted probabilities only (the baseline that
     GOLD improves on)."""
-    beta: Annotated[float, Option(LOSS, env="BETA", mcp=True)] = Field(default=0.0, ge=0, le=1)
+    beta: Annotated[float, Option(LOSS, env="BETA")] = Field(default=0.0, ge=0, le=1)
     """0: KL(teacher || student), 1: KL(student || teacher), between: generalised Jensen-Shannon divergence."""
     lambda_kd: Annotated[float, Option(LOSS, env="LAMBDA_KD")] = Field(default=1.0, ge=0)
     """Weight of the distillation term, averaged over the tokens of a step."""
@@ -231,14 +272,12 @@ class TrainGold(TrainingCommand):
 
     max_steps: Annotated[int, Option(OPTIMISER, env="MAX_STEPS", mcp=True)] = Field(default=200, ge=1)
     """Optimiser steps."""
-    batch_size: Annotated[int, Option(OPTIMISER, "-b", mcp=True)] = Field(default=8, ge=1)
+    batch_size: Annotated[int, Option(OPTIMISER, "-b")] = Field(default=8, ge=1)
     """Samples per optimiser step, over all processes."""
     micro_batch_size: Annotated[int, Option(OPTIMISER)] = Field(default=4, ge=1)
     """Samples per forward pass of the student (on a CPU 2 unless given: more is not faster there); halved by itself
     when memory runs out."""
-    learning_rate: Annotated[float | None, Option(OPTIMISER, env="LEARNING_RATE", mcp=True)] = Field(
-        default=None, gt=0, le=1
-    )
+    learning_rate: Annotated[float | None, Option(OPTIMISER, env="LEARNING_RATE")] = Field(default=None, gt=0, le=1)
     """Highest learning rate (default: 5e-5, or 2e-4 with --lora)."""
     warmup_steps: Annotated[int | None, Option(OPTIMISER)] = Field(default=None, ge=0)
     """Steps over which it rises (default: a twentieth of the steps, at least 1)."""
@@ -251,7 +290,7 @@ class TrainGold(TrainingCommand):
     seed: Annotated[int, Option(OPTIMISER)] = Field(default=0, ge=0, le=2**31 - 1)
     """Of everything that is drawn: order, mix, answers, dropout, held-out rows."""
 
-    lora: Annotated[bool, Option(LORA, env="KD_LORA", mcp=True)] = False
+    lora: Annotated[bool, Option(LORA, env="KD_LORA", mcp="Train an adapter, not all weights.")] = False
     """Train an adapter of low rank instead of all weights."""
     lora_rank: Annotated[int, Option(LORA, env="KD_LORA_R")] = Field(default=16, ge=1)
     """Its rank."""
@@ -266,11 +305,11 @@ class TrainGold(TrainingCommand):
     merge: Annotated[bool, Option(LORA)] = False
     """Write best/ and final/ as whole models, with the adapter merged into the weights."""
 
-    val_fraction: Annotated[float, Option(VALIDATION, env="VAL_FRACTION", mcp=True)] = Field(default=0.1, ge=0, lt=1)
+    val_fraction: Annotated[float, Option(VALIDATION, env="VAL_FRACTION")] = Field(default=0.1, ge=0, lt=1)
     """Share of the rows that is held out and never trained on; 0 for no validation."""
     val_max_samples: Annotated[int, Option(VALIDATION, env="VAL_MAX_SAMPLES")] = Field(default=200, ge=1)
     """At most so many held-out samples are measured."""
-    eval_every: Annotated[int, Option(VALIDATION, env="EVAL_EVERY", mcp=True)] = Field(default=50, ge=1)
+    eval_every: Annotated[int, Option(VALIDATION, env="EVAL_EVERY")] = Field(default=50, ge=1)
     """Steps between two validations."""
     monitor: Annotated[str, Option(VALIDATION, env="MONITOR_METRIC")] = "val_total_loss"
     """The measure that chooses best/: val_total_loss, val_kl, val_top1_agreement, own_reverse_kl, or any other of
@@ -279,7 +318,7 @@ class TrainGold(TrainingCommand):
     """Whether lower or higher is better (auto: by the measure's name)."""
     patience: Annotated[int, Option(VALIDATION, env="PATIENCE")] = Field(default=3, ge=0)
     """Stop after so many validations in a row without improvement; 0 for never."""
-    save_every: Annotated[int, Option(VALIDATION, env="SAVE_EVERY", mcp=True)] = Field(default=50, ge=1)
+    save_every: Annotated[int, Option(VALIDATION, env="SAVE_EVERY")] = Field(default=50, ge=1)
     """Steps between two checkpoints step-N/, from which --resume goes on."""
     sample_every: Annotated[int, Option(VALIDATION)] = Field(default=25, ge=0)
     """Steps between two answers of the student's in samples.jsonl, besides those of each validation; 0 for none."""

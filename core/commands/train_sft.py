@@ -51,29 +51,33 @@ class TrainSft(TrainingCommand):
         "best/ or final/ as --model (with a LoRA rank, written with --merge)",
     }
 
-    config: Annotated[Path | None, Option(PROJECT, "-c", mcp=True)] = None
+    config: Annotated[Path | None, Option(PROJECT, "-c")] = None
     """The project file, as `rnow` defines it (default: config.yml, where there is one). Flags win over it."""
     dataset_type: Annotated[DatasetType, Option(PROJECT)] = "sft"
     """sft, or distill, which starts train_gold. rl and midtrain can only be checked here."""
     project_name: Annotated[str, Option(PROJECT)] = ""
     """For the model card."""
-    data: Annotated[str, Option(PROJECT, "-d", mcp=True)] = "train.jsonl"
+    data: Annotated[str, Option(PROJECT, "-d", mcp="Rows with messages.", names="data")] = "train.jsonl"
     """Rows to train on (data.train_file, beside config.yml): JSON Lines with messages, from generate_teacher_data or
     convert_rollouts."""
-    batch_size: Annotated[int, Option(PROJECT, "-b", mcp=True)] = Field(default=8, ge=1)
+    batch_size: Annotated[int, Option(PROJECT, "-b")] = Field(default=8, ge=1)
     """Rows per optimiser step, over all processes (data.batch_size)."""
-    val_split: Annotated[float, Option(PROJECT, mcp=True)] = Field(default=0.0, ge=0, lt=1)
+    val_split: Annotated[float, Option(PROJECT, mcp="Share of the rows to hold out.")] = Field(default=0.0, ge=0, lt=1)
     """Share of the rows that is held out and never trained on (data.val_split); 0 for no validation."""
-    model: Annotated[str, Option(PROJECT, "-m", mcp=True)] = ""
+    model: Annotated[
+        str, Option(PROJECT, "-m", mcp="Student: a folder, .gguf, smollm2 or Hub name.", names="model")
+    ] = ""
     """The student (model.path): a name on the Hub, a folder, a .gguf file, or smollm2."""
-    qlora_rank: Annotated[int | None, Option(PROJECT, mcp=True)] = Field(default=None, ge=1)
+    qlora_rank: Annotated[int | None, Option(PROJECT, mcp="Train a LoRA adapter of this rank, not all weights.")] = (
+        Field(default=None, ge=1)
+    )
     """Train a LoRA adapter of this rank (model.qlora_rank), over a 4-bit model where CUDA and bitsandbytes are;
     without it all weights are trained."""
     qlora_alpha: Annotated[int | None, Option(PROJECT)] = Field(default=None, ge=1)
     """The adapter's scale is alpha / rank (model.qlora_alpha; default: twice the rank)."""
-    num_epochs: Annotated[int, Option(PROJECT, mcp=True)] = Field(default=3, ge=1)
+    num_epochs: Annotated[int, Option(PROJECT, mcp="Times through the rows.")] = Field(default=3, ge=1)
     """Times through the rows (trainer.num_epochs)."""
-    learning_rate: Annotated[float, Option(PROJECT, mcp=True)] = Field(default=1e-4, gt=0, le=1)
+    learning_rate: Annotated[float, Option(PROJECT, mcp="Highest learning rate.")] = Field(default=1e-4, gt=0, le=1)
     """Highest learning rate (trainer.learning_rate)."""
     save_step: Annotated[int, Option(PROJECT)] = Field(default=-1, ge=-1)
     """Steps between two checkpoints step-N/ that stay (trainer.save_step); -1: one at the end of each epoch and
@@ -90,7 +94,7 @@ class TrainSft(TrainingCommand):
     skip_bad_rows: Annotated[bool, Option(DATA)] = False
     """Leave out rows that cannot be used, and count them, instead of refusing the file."""
 
-    chat_template: Annotated[str | None, Option(MODEL, env="SFT_CHAT_TEMPLATE")] = None
+    chat_template: Annotated[str | None, Option(MODEL, env="SFT_CHAT_TEMPLATE", names="text or file")] = None
     """The form of conversations: a .jinja file; chatml, which also writes tools (<tool_call>, as Hermes and Qwen); or
     plain. Default: the model's own, else chatml where it has the tokens for it, else plain. It is saved with the
     student."""
@@ -107,7 +111,7 @@ class TrainSft(TrainingCommand):
     """Compute activations a second time instead of keeping them: less memory, about a third more time (default: on a
     CPU, when a forward pass may read more than 1,024 tokens)."""
 
-    max_steps: Annotated[int | None, Option(OPTIMISER)] = Field(default=None, ge=1)
+    max_steps: Annotated[int | None, Option(OPTIMISER, mcp=True)] = Field(default=None, ge=1)
     """Stop after so many optimiser steps; the learning rate falls accordingly."""
     micro_batch_size: Annotated[int | None, Option(OPTIMISER, env="SFT_MICRO_BATCH_SIZE")] = Field(default=None, ge=1)
     """Rows per forward pass (default: at most 4; on a CPU 2, or 1 where rows have more than 512 tokens)."""
@@ -129,16 +133,18 @@ class TrainSft(TrainingCommand):
     patience: Annotated[int, Option(CHECKPOINTS, env="SFT_PATIENCE")] = Field(default=0, ge=0)
     """Stop after so many validations in a row without improvement; 0 for never."""
 
-    output: Annotated[Path, Option(RESULT, "-o", env="SFT_OUTPUT_DIR", mcp=True)] = Path("runs/sft")
+    output: Annotated[Path, Option(RESULT, "-o", env="SFT_OUTPUT_DIR", mcp="Folder of the run.")] = Path("runs/sft")
     """Folder of the run: best/, final/, step-N/, metrics.jsonl, curves.png, run.json."""
     merge: Annotated[bool, Option(RESULT, env="SFT_MERGE")] = False
     """Write best/ and final/ as whole models, with the adapter merged into the weights."""
-    export: Annotated[Literal["gguf"] | None, Option(RESULT, env="SFT_EXPORT", mcp=True)] = None
+    export: Annotated[
+        Literal["gguf"] | None, Option(RESULT, env="SFT_EXPORT", mcp="Also write best/ for llama.cpp and Ollama.")
+    ] = None
     """Also write best/ for llama.cpp and Ollama, into gguf/. With --resume, of a run that has ended, too."""
     gguf_types: Annotated[list[str], Option(RESULT)] = Field(default=["q8_0"], min_length=1)
     """Number formats of the exported weights, a file each: q8_0, f16, bf16, f32."""
 
-    check: Annotated[bool, Option(RUN, mcp=True)] = False
+    check: Annotated[bool, Option(RUN, mcp="Only check config.yml and the rows.")] = False
     """Check config.yml and every row, say what is wrong here and what `rnow run` would refuse, and stop."""
 
     @classmethod

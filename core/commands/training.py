@@ -43,11 +43,11 @@ class TrainingCommand(Command):
         output: Path
         student_dtype: Literal["auto", "float32", "bfloat16"]
 
-    resume: Annotated[bool, Option(RUN, mcp=True)] = False
+    resume: Annotated[bool, Option(RUN, mcp="Go on from the last checkpoint.")] = False
     """Go on from the last checkpoint in the output folder."""
     overwrite: Annotated[bool, Option(RUN)] = False
     """Remove the run in the output folder and start anew."""
-    dry_run: Annotated[bool, Option(RUN, mcp=True)] = False
+    dry_run: Annotated[bool, Option(RUN, mcp="Only make two steps and say how long all will take.")] = False
     """Load what is to be loaded, make two steps, say how long the run will take, and stop. Nothing is written."""
     device: Annotated[Literal["auto", "cuda", "mps", "cpu"], Option(RUN)] = "auto"
     """Where to train (auto: CUDA, then Apple's MPS, then CPU)."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from ..data.text import SURROGATES, one_line
+from ..data.text import as_code
 from ..teachers.locate import is_local
 
 ON_THE_HUB = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9._-]+")
@@ -78,8 +78,8 @@ def _front_matter(about: CardFacts) -> str:
 
 def _lines(about: CardFacts) -> Iterator[str]:
     what = "A LoRA adapter for" if about.adapter else "A model that began as"
-    yield f"# {_code(about.name)}\n"
-    yield f"{what} {_code(_named(about.base_model))}, trained (SFT) on the answers of {_teachers_in_words(about)}."
+    yield f"# {as_code(about.name)}\n"
+    yield f"{what} {as_code(_named(about.base_model))}, trained (SFT) on the answers of {_teachers_in_words(about)}."
 
     yield "\n## Terms\n"
     yield (
@@ -89,18 +89,18 @@ def _lines(about: CardFacts) -> Iterator[str]:
     )
 
     yield "\n## Data\n"
-    yield f"- File: {_code(about.data)}, {_count(about.rows, 'row')}, SHA-256 {_code(about.data_sha256)}"
+    yield f"- File: {as_code(about.data)}, {_count(about.rows, 'row')}, SHA-256 {as_code(about.data_sha256)}"
     for teacher, rows in sorted(about.teachers.items(), key=lambda item: (-item[1], item[0])):
-        yield f"- Teacher: {_code(teacher) if teacher else 'not said in the data'}, {_count(rows, 'row')}"
+        yield f"- Teacher: {as_code(teacher) if teacher else 'not said in the data'}, {_count(rows, 'row')}"
     yield (
         f"- Trained: {_count(about.trained_rows, 'row')} with {_count(about.trained_tokens, 'token')} of the "
         "assistant's: its text, its tool calls, its ends of turn, nothing else"
     )
     yield f"- Held out for validation: {_count(about.held_out_rows, 'row')}"
     yield f"- Reasoning (thinking): {'trained where the data has it' if about.thinking else 'taken out'}"
-    yield f"- Form of conversations: {_code(about.template)}"
+    yield f"- Form of conversations: {as_code(about.template)}"
     for reason, rows in sorted(about.changed.items(), key=lambda item: (-item[1], item[0])):
-        yield f"- Left out, cut or changed: {_code(reason)}, {_count(rows, 'row')}"
+        yield f"- Left out, cut or changed: {as_code(reason)}, {_count(rows, 'row')}"
 
     yield "\n## Results\n"
     yield f"Step {about.step:,} of {about.steps:,}, after {about.epochs:.2f} epochs."
@@ -115,9 +115,9 @@ def _lines(about: CardFacts) -> Iterator[str]:
     yield f"```python\n{_loading(about.adapter)}\n```"
 
     yield "\n## Settings\n"
-    yield from (f"- {_code(name)}: {_code(_value(value))}" for name, value in about.settings.items())
+    yield from (f"- {as_code(name)}: {as_code(_value(value))}" for name, value in about.settings.items())
     yield "\n## Software\n"
-    yield from (f"- {_code(package)} {_code(version)}" for package, version in about.versions.items())
+    yield from (f"- {as_code(package)} {as_code(version)}" for package, version in about.versions.items())
 
 
 def _teachers_in_words(about: CardFacts) -> str:
@@ -125,7 +125,7 @@ def _teachers_in_words(about: CardFacts) -> str:
     if not known:
         return "a teacher that the data does not name"
     more = f" and {len(known) - 3} more" if len(known) > 3 else ""
-    return ", ".join(_code(name) for name in known[:3]) + more
+    return ", ".join(as_code(name) for name in known[:3]) + more
 
 
 def _measured(measure: str, about: CardFacts) -> str:
@@ -171,18 +171,10 @@ def _value(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
 
 
-def _code(text: str) -> str:
-    """Any text as one piece of Markdown code on one line: a fence longer than what it holds."""
-    text = one_line(SURROGATES.sub("\ufffd", text), 200) or " "
-    fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
-    room = " " if text.startswith("`") or text.endswith("`") else ""
-    return f"{fence}{room}{text}{room}{fence}"
-
-
 def _cell(text: str) -> str:
-    """`_code` within a table, unless the words are ours."""
+    """`as_code` within a table, unless the words are ours."""
     ours = any(text == words for words, _ in MEASURES.values())
-    return text if ours else _code(text).replace("|", "\\|")
+    return text if ours else as_code(text).replace("|", "\\|")
 
 
 def _count(number: int, what: str) -> str:
