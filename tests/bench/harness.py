@@ -50,9 +50,9 @@ class Mock:
 
 
 @contextmanager
-def mock_server(*options: str, max_seconds: int = 1800) -> Iterator[Mock]:
-    """The mock on a free port. `options` as in its docstring."""
-    command = [sys.executable, str(MOCK), "--port", "0", "--max-seconds", str(max_seconds), *options]
+def mock_server(*options: str, max_seconds: int = 1800, server: Sequence[str] = (str(MOCK),)) -> Iterator[Mock]:
+    """The mock on a free port. `options` as in its docstring.   server: what Python runs, another one made of it."""
+    command = [sys.executable, *server, "--port", "0", "--max-seconds", str(max_seconds), *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert process.stdout is not None

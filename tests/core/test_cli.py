@@ -1,6 +1,7 @@
 """The command line: light, precise, one object on stdout."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -48,7 +49,7 @@ def test_schemas_of_all_commands_import_nothing_heavy() -> None:
 import sys
 from core.commands import COMMANDS, load
 for name in COMMANDS:
-    assert load(name).input_schema()["properties"]
+    assert load(name).model_json_schema()["properties"]
 print(sorted({HEAVY} & set(sys.modules)))
 """
     done = python(code)
@@ -170,3 +171,86 @@ def test_dotted_flags_give_what_dashed_ones_give_and_values_keep_their_dots() ->
         model, ["--teacher.backend=v.llm", "--teacher", "--a.b", "-d", "x.jsonl", "--no-score.cache"]
     )
     assert words == ["--teacher-backend=v.llm", "--teacher", "--a.b", "-d", "x.jsonl", "--no-score-cache"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--background", "--events", "e.jsonl"), "--events is not for a job: it has a progress.jsonl of its own"),
+        (("--background", "--progress", "bar"), "--progress is not for a job"),
+        (("--background", "--input", "-"), "- is standard input, which a job does not have"),
+        (("--background", "--max-tokens", "0"), "--max-tokens: Input should be greater than or equal to 1"),
+        (("--background", "--inptu", "x"), "Unknown option: --inptu. Did you mean --input?"),
+    ],
+)
+def test_what_no_job_can_do_is_said_before_one_is_started(
+    folder: Path, ask: Generate, words: tuple[str, ...], said: str
+) -> None:
+    outcome = ask(*words)
+    assert outcome.code == 2
+    assert said in outcome.stderr
+    assert list(folder.iterdir()) == []
+
+
+def test_one_process_of_several_starts_no_job(folder: Path, ask: Generate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "accelerate launch" in ask("--background").stderr
+    assert list(folder.iterdir()) == []
+
+
+def test_only_what_takes_long_has_a_background() -> None:
+    from core.commands import load
+
+    without = {
+        name for name in COMMANDS if "background" not in {each for each, _, _ in cli.general_options(load(name))}
+    }
+    assert without == {"show", "jobs", "mcp_server"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["show", "job_12"], "no job of this folder begins with job_12"),
+        (["show", "../x"], "no job of this folder begins with ../x"),
+        (["show"], "no job was started in this folder yet"),
+        (["cancel"], "cancel needs the job"),
+        (["list", "job_12"], "list takes no job; did you mean: show job_12"),
+        (["show", "-f"], "--follow is for log and cancel, not for show"),
+        (["halt"], 'Invalid value "halt" for'),
+    ],
+)
+def test_jobs_says_what_it_was_not_given(
+    folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    code, _ = cli.run("jobs", words)
+    assert code == 2
+    assert said in capsys.readouterr().err
+    assert list(folder.iterdir()) == []
+
+
+CONFIG = "model:\n  path: smollm2\n  qlora_rank: 8\ndata:\n  val_split: 0.1\n"
+NEEDED = {"DATA_PATH": "rows.jsonl", "OUTPUT_DIR": "run", "TEACHER_MODEL_ID": "teacher", "EVAL_TASKS": "arc_easy,gsm8k"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_job_gets_the_command_that_was_checked(folder: Path, name: str) -> None:
+    from core.commands import load
+    from core.commands.resolve import given, resolve, validated
+
+    (folder / "config.yml").write_text(CONFIG, encoding="utf-8")
+    model = load(name)
+    general = {each for each, _, _ in cli.general_options(model)}
+    examples = [shlex.split(example) for example in model.examples] if model.as_job else []
+    for words in examples:
+        at = next(at for at, word in enumerate(words) if word.endswith(f"{name}.py"))
+        flags = cli.parse(name, model, cli.undotted(model, words[at + 1 :])[0]) or {}
+        own = {option: value for option, value in flags.items() if option not in general}
+        command, origins = resolve(model, own, NEEDED)
+        (folder / "config.yml").rename(folder / "other.yml")  # nothing is read again
+        again = validated(model, json.loads(json.dumps(given(command, origins))), origins)
+        (folder / "other.yml").rename(folder / "config.yml")
+        assert again == command
+        assert again.model_fields_set == command.model_fields_set
+        assert {type(getattr(again, option)) for option in again.model_fields_set} == {
+            type(getattr(command, option)) for option in again.model_fields_set
+        }

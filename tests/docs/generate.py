@@ -1,4 +1,5 @@
-"""Writes the option tables of README.md and of the skills' references from the command models.
+"""Writes the option tables of README.md and of the skills' references from the command models, and the JSON schema of
+domain files from their model.
 
     python -m tests.docs.generate            write them
     python -m tests.docs.generate --check    exit 1 and name the files that are out of step
@@ -6,6 +7,7 @@
 A table stands between `<!-- options:COMMAND -->` and `<!-- /options -->`.
 """
 
+import json
 import re
 import sys
 from itertools import groupby
@@ -18,14 +20,16 @@ from pydantic_core import PydanticUndefined
 from core.cli import GENERAL, general_options
 from core.commands import Command, load
 from core.commands.base import choices, flag
+from core.synthetic.domain import domain_schema
 
 ROOT = Path(__file__).resolve().parents[2]
+SCHEMA = ROOT / "skills" / "on-policy" / "references" / "domain.schema.json"
 BLOCK = re.compile(r"(<!-- options:(\w+) -->\n).*?(<!-- /options -->)", re.DOTALL)
 
 
 def pages() -> list[Path]:
     """The Markdown files that may hold tables."""
-    return [ROOT / "README.md", *sorted(ROOT.glob("skills/*/references/*.md"))]
+    return [ROOT / "README.md", ROOT / "mcp_server/README.md", *sorted(ROOT.glob("skills/*/references/*.md"))]
 
 
 def rewritten(text: str) -> str:
@@ -95,9 +99,10 @@ def main(arguments: list[str]) -> int:
         print(f"unknown: {' '.join(arguments)}. There is only --check.", file=sys.stderr)
         return 2
     drifted = 0
-    for page in pages():
-        before = page.read_text(encoding="utf-8")
-        after = rewritten(before)
+    wanted = {page: rewritten(page.read_text(encoding="utf-8")) for page in pages()}
+    wanted[SCHEMA] = json.dumps(domain_schema(), indent=2, ensure_ascii=False) + "\n"
+    for page, after in wanted.items():
+        before = page.read_text(encoding="utf-8") if page.exists() else ""
         if before != after:
             drifted += 1
             print(

@@ -24,8 +24,9 @@ from core.teachers.providers import PROVIDERS
 from tests.docs.generate import ROOT, default_of, main
 
 SKILLS = sorted(path.parent for path in ROOT.glob("skills/*/SKILL.md"))
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("skills/**/*.md")])
-OTHERS = {"accelerate", "cat", "cd", "echo", "git", "grep", "iconv", "pip", "printf", "rnow", "source"}
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("mcp_server/*.md"), *ROOT.glob("skills/**/*.md")])
+OTHERS = {"accelerate", "cat", "cd", "claude", "codex", "echo", "gemini", "git", "grep", "iconv", "pip", "printf"}
+OTHERS |= {"rnow", "source"}
 """Commands of others that the docs may name."""
 BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 BARE = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "OPENAI_API_KEY": "test"}
@@ -60,15 +61,19 @@ def commands(block: str) -> Iterator[list[str]]:
 
 
 def home(page: Path) -> Path:
-    """What paths in a page are relative to: its skill's folder, else its own."""
-    return next((skill for skill in SKILLS if skill in page.parents), page.parent)
+    """What commands in a page are relative to: its skill's folder, else the checkout."""
+    return next((skill for skill in SKILLS if skill in page.parents), ROOT)
 
 
 def script_arguments(words: list[str], folder: Path) -> tuple[str, list[str]] | None:
     """(command, arguments) of a line that runs one of our scripts, which must exist; None for other lines."""
     if words[:2] == ["accelerate", "launch"]:
         words = ["python", *words[next(place for place, word in enumerate(words) if word.endswith(".py")) :]]
-    if words[0] not in ("python", "python3", ".venv/bin/python") or not words[1].endswith(".py"):
+    if words[0] not in ("python", "python3", ".venv/bin/python"):
+        return None
+    if words[1:3] == ["-m", "mcp_server"]:
+        return "mcp_server", words[3:]
+    if not words[1].endswith(".py"):
         return None
     script = folder / words[1]
     assert script.is_file(), f"{words[1]} does not exist"
@@ -140,7 +145,7 @@ def test_every_relative_link_and_every_path_in_the_docs_exists(page: Path):
 
 def test_architecture_has_a_line_for_every_file_of_the_library():
     tree = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").split("```")[1]
-    files = [path for path in ROOT.glob("core/**/*.py") if path.name != "__init__.py"]
+    files = [path for path in (*ROOT.glob("core/**/*.py"), *ROOT.glob("mcp_server/*.py")) if path.stem != "__init__"]
     assert [path.name for path in files if not re.search(rf"^ +{path.name} ", tree, re.MULTILINE)] == []
     names = {path.name for path in ROOT.glob("**/*") if ".venv" not in path.parts}
     assert [name for name in re.findall(r"^ +(?:\w+/)*(\w+\.py)\b", tree, re.MULTILINE) if name not in names] == []

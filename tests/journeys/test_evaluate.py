@@ -1,8 +1,7 @@
-"""`evaluate` as processes: interrupted, killed, out of disk, called by run_eval.sh with nothing but keys in .env."""
+"""`evaluate` as processes: interrupted, killed, out of disk."""
 
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 
 from core.evaluation.answers import Answers
 from core.evaluation.report import read_report
-from tests.support.running import ROOT, Outcome, environment
+from tests.support.running import environment
 from tests.support.tiny_model import make_tiny_model
 from tests.support.training import ForkServer, Process, fork_server, shaken
 
@@ -37,7 +36,7 @@ def server(folder: Path) -> ForkServer:
     """With two models in the folder."""
     make_tiny_model(folder / "before")
     shaken(Path(shutil.copytree(folder / "before", folder / "after")), 4.0)
-    return fork_server()
+    return fork_server("evaluate")
 
 
 Start = Callable[..., Process]
@@ -134,30 +133,3 @@ def kept_whole(folder: Path) -> int:
     """Answers in whole lines; the line that met the limit is torn."""
     lines = [line for file in (folder / "answers").glob("*.jsonl") for line in file.read_bytes().split(b"\n")[:-1]]
     return sum(b'"value":"' in line for line in lines)
-
-
-def test_run_eval_needs_no_more_than_keys_in_dotenv(server: ForkServer, folder: Path) -> None:
-    keys = {
-        "KD_MODEL_PATH": "after",
-        "BASE_MODEL_ID": "before",
-        "EVAL_TASKS": "small_sums",
-        "EVAL_MAX_SAMPLES": "3",
-        "EVAL_OUTPUT_DIR": "found",
-    }
-    (folder / ".env").write_text("".join(f"{key}={value}\n" for key, value in keys.items()), encoding="utf-8")
-    ended = subprocess.run(
-        ["bash", ROOT / "scripts/run_eval.sh", "--json", "--device", "cpu", "--cache", "answers"],
-        cwd=folder,
-        env=environment(**SINGLE),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=120,
-        check=False,
-    )
-    outcome = Outcome(ended.returncode, ended.stdout, ended.stderr)
-    assert outcome.code == 0, outcome.stderr
-    assert "Traceback" not in outcome.stderr
-    assert outcome.result["output"] == "found"
-    assert outcome.result["items"] == 3
-    assert [model.path for model in read_report(folder / "found").models] == ["before", "after"]

@@ -1,4 +1,4 @@
-"""`scripts/run_eval.sh` as people call it: keys in the environment, from a folder of their own."""
+"""`scripts/run_eval.sh` as people call it: keys in the environment and in .env, from a folder of their own."""
 
 import json
 import os
@@ -46,18 +46,21 @@ def test_it_takes_the_bundle_s_own_python_or_else_python3_and_passes_everything_
     assert bash(folder, *call, **env) == Outcome(7, "\n".join(["own", *passed_on, ""]), "")
 
 
-def test_two_keys_in_the_environment_are_enough_for_a_report(folder: Path) -> None:
+def test_keys_in_the_environment_and_in_dotenv_are_enough_for_a_report(folder: Path) -> None:
     make_models(folder)
-    env = {"KD_MODEL_PATH": "teacher", "BASE_MODEL_ID": "student"}
-    more = {"EVAL_TASKS": "small_sums,mmlu_dev", "EVAL_MAX_SAMPLES": "4", "EVAL_OUTPUT_DIR": "found"}
-    more |= {"HOME": str(folder), "OMP_NUM_THREADS": "1", "PYTHONWARNDEFAULTENCODING": ""}
-    outcome = bash(folder, RUN_EVAL, "--json", "--threads", "1", **env, **more)
+    keys = {"BASE_MODEL_ID": "student", "EVAL_TASKS": "small_sums,mmlu_dev", "EVAL_OUTPUT_DIR": "found"}
+    (folder / ".env").write_text("".join(f"{key}={value}\n" for key, value in keys.items()), encoding="utf-8")
+    env = {"KD_MODEL_PATH": "teacher", "EVAL_MAX_SAMPLES": "4"}
+    env |= {"HOME": str(folder), "OMP_NUM_THREADS": "1", "PYTHONWARNDEFAULTENCODING": ""}
+    outcome = bash(folder, RUN_EVAL, "--json", "--threads", "1", **env)
     assert outcome.code == 0, outcome.stderr
     assert "Traceback" not in outcome.stderr
     assert len(outcome.stdout.splitlines()) == 1
+    assert outcome.result["output"] == "found"
     assert outcome.result["models"] == 2
     assert outcome.result["items"] == 8
     report = json.loads((folder / "found/report.json").read_text(encoding="utf-8"))
+    assert [model["path"] for model in report["models"]] == ["student", "teacher"]
     assert {task["name"]: (task["items"], task["of"]) for task in report["tasks"]} == {
         "small_sums": (4, 100),
         "mmlu_dev": (4, 106),

@@ -510,6 +510,7 @@ def test_with_staleness_a_step_is_asked_about_before_the_one_before_it_is_learnt
         assert read_rows(killed / "samples.jsonl") == read_rows(output / "samples.jsonl")
 
 
+@pytest.mark.slow
 def test_with_staleness_a_budget_loses_no_answers(scene: Scene, tmp_path: Path) -> None:
     """The step that could not be paid has answers of weights that are gone."""
     own = ("--lmbda", "1", "--val-fraction", "0", "--save-every", "50", "--max-steps", str(STEPS), "--staleness", "1")

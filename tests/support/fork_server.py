@@ -26,8 +26,9 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])  # not this folder, which
 READY = {
     "train_gold": ("core.training.job", "core.training.gold"),
     "train_sft": ("core.training.sft_books", "core.training.sft", "core.training.sft_run"),
+    "evaluate": ("core.evaluation.harness", "core.evaluation.language_models", "core.evaluation.plots"),
 }
-"""What the commands import for their work; the first module draws the curves."""
+"""What the commands import for their work; where they train, the first module draws the curves."""
 LATER = (
     "peft",
     "transformers.models.llama.modeling_llama",
@@ -73,7 +74,8 @@ def serve(command: str) -> None:
     for module in (*READY[command], *LATER):
         importlib.import_module(module)
     books: Any = sys.modules[READY[command][0]]
-    books.draw_curves = lambda *_: None  # a second for each run
+    if command != "evaluate":
+        books.draw_curves = lambda *_: None  # a second for each run
     # Half a second of regular expressions for the first model that a process loads.
     importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("llama")
     gc.freeze()  # the children's collections need not look at all of that again

@@ -35,3 +35,7 @@ def test_the_help_says_what_is_required_allowed_and_default() -> None:
         in text
     )
     assert "--no-drop-truncated keeps them. [default: on]" in text
+
+
+def test_a_list_that_is_empty_unless_named_has_no_default() -> None:
+    assert "PydanticUndefined" not in "".join(help_of(name, load(name)) for name in COMMANDS)

@@ -147,16 +147,6 @@ def test_an_empty_yaml_sets_nothing_and_a_missing_one_is_an_error(tmp_path: Path
         tiny(config=tmp_path)
 
 
-def test_the_input_schema_shows_the_marked_fields_and_puts_the_others_under_config() -> None:
-    schema = Tiny.input_schema()
-    assert set(schema["properties"]) == {"data", "max_steps", "config"}
-    assert schema["required"] == ["data"]
-    assert schema["properties"]["max_steps"]["minimum"] == 1
-    assert schema["properties"]["data"]["description"] == "Prompt file."
-    assert set(schema["properties"]["config"]["properties"]) == {"learning_rate", "lora", "device"}
-    assert schema["additionalProperties"] is False
-
-
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_field_of_every_command_has_help_and_an_option(name: str) -> None:
     model = load(name)

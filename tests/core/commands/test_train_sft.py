@@ -52,14 +52,3 @@ def test_distill_hands_on_what_train_gold_has_a_default_for(folder: Any) -> None
     # It holds rows out and may have LORA set.
     options, _ = resolve(TrainSft, {"model": "x", "dataset_type": "distill", **more})
     assert options.model_dump(include=set(more)) == {**more, "lora_targets": ["q_proj"]}
-
-
-def test_an_mcp_client_may_call_it_with_a_config_alone_and_sees_what_matters() -> None:
-    schema = TrainSft.input_schema()
-    assert schema["required"] == []
-    assert set(schema["properties"]) == {
-        *("config", "data", "model", "output", "qlora_rank", "num_epochs", "learning_rate", "batch_size", "val_split"),
-        *("export", "check", "dry_run", "resume", "options"),
-    }
-    hidden = schema["properties"]["options"]["properties"]
-    assert set(hidden) | set(schema["properties"]) == {*TrainSft.model_fields, "options"}

@@ -70,6 +70,15 @@ def test_dotenv_is_looked_for_in_the_current_folder_only(folder: Path) -> None:
     assert dotenv_of(folder / "inner") == {}
 
 
+def test_a_dotenv_that_changes_is_read_again(folder: Path) -> None:
+    assert credential("OPENAI_API_KEY") is None
+    for key in ("first", "second-and-longer", "another"):
+        (folder / ".env").write_text(f"OPENAI_API_KEY={key}\n", encoding="utf-8")
+        assert credential("OPENAI_API_KEY") == key
+    (folder / ".env").unlink()
+    assert credential("OPENAI_API_KEY") is None
+
+
 def test_redacting_takes_every_occurrence_and_leaves_short_words_alone() -> None:
     assert redacted("key sk-abcd, again sk-abcd", "sk-abcd") == "key ***, again ***"
     assert redacted("a short key", "key", None, "") == "a short key"

@@ -174,6 +174,27 @@ def test_csv_fields_may_hold_commas_quotes_and_line_breaks(tmp_path: Path) -> No
     assert (first.place, second.place) == (f"{file}:2", f"{file}:5")
 
 
+def test_csv_cells_lose_the_apostrophe_that_keeps_a_spreadsheet_from_calculating_them(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.csv"
+    file.write_text("prompt,a,b,c\n'=1+1,'- x,'tis,''@y\n", encoding="utf-8")
+    prompt = only(file)
+    assert prompt.messages[0]["content"] == "=1+1"
+    assert prompt.metadata == {"a": "- x", "b": "'tis", "c": "'@y"}
+
+
+def test_a_conversation_in_a_csv_cell_is_json_and_an_empty_cell_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.csv"
+    turns = [{"role": "user", "content": 'a, "b"\n'}, {"role": "assistant", "content": "c"}]
+    cell = json.dumps(turns).replace('"', '""')
+    file.write_text(f'prompt,messages\nHi,\nHi,"{cell}"\nHi,[torn\n', encoding="utf-8")
+    first, second, third = read(file)
+    assert isinstance(first, Prompt)
+    assert isinstance(second, Prompt)
+    assert first.messages == [{"role": "user", "content": "Hi"}]
+    assert [*second.messages, *second.answer] == turns
+    assert str(third) == f'{file}:4: "messages" must be a list with at least one message.'
+
+
 def test_tsv_and_another_column(tmp_path: Path) -> None:
     file = tmp_path / "prompts.tsv"
     file.write_bytes(b"q\tnote\nWhy?\ta, b\n")

@@ -16,7 +16,6 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from core import cli
-from core.data.environment import dotenv_of
 from core.evaluation.report import read_report
 from core.evaluation.results import Difference, Report, TaskMetric
 from tests.support.lm_tasks import choice_rows, choice_task, letters_task, rows_of, writing_task
@@ -29,7 +28,6 @@ CPU = ("--device", "cpu", "--threads", "1", "--progress", "off")
 
 def command(name: str, *arguments: str | Path) -> Outcome:
     """A command line in this process; its streams are its own."""
-    dotenv_of.cache_clear()
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code, _ = cli.run(name, [str(word) for word in arguments])

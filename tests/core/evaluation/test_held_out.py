@@ -15,22 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core import cli
 from core.commands.evaluate import Evaluate
+from core.data.overlap import longest_common, rouge_l, score, unigram_f1, words
 from core.data.run import Run
 from core.data.trained_on import trained_on_text
 from core.errors import InputError, UsageError
 from core.evaluation.cached_lm import open_cached
-from core.evaluation.held_out import (
-    HeldOut,
-    answer_held_out,
-    choose,
-    longest_common,
-    questions,
-    read_held_out,
-    rouge_l,
-    score,
-    unigram_f1,
-    words,
-)
+from core.evaluation.held_out import HeldOut, answer_held_out, choose, questions, read_held_out
 from core.evaluation.models import Named, resolve_models
 from core.evaluation.results import Answered, ModelInfo, Role
 from tests.support.running import write_rows

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.evaluation.flips import Flips
-from core.evaluation.page import MOST_OF_A_TEXT, escaped, html
+from core.evaluation.page import html
+from core.evaluation.page_kit import MOST_OF_A_TEXT, escaped
 from core.evaluation.report import write_report
 from core.evaluation.results import Report, Sample
 from tests.support.evaluation import STRENGTHS, TASKS, example, made
@@ -278,7 +279,17 @@ def test_on_a_narrow_screen_the_page_does_not_scroll_sideways(show: Show, width:
 
 @pytest.mark.browser
 def test_very_long_names_do_not_push_the_page_aside(show: Show):
-    opened = show(made({name + "x" * 200: of for name, of in STRENGTHS.items()}, TASKS))
+    word = "x" * 200
+    report, samples = made({name + word: of for name, of in STRENGTHS.items()}, TASKS)
+    report.name = report.distill = word
+    for metric in report.metrics:
+        metric.metric += word
+    for sample in samples:
+        sample.key += word
+        sample.scores = {
+            name: {metric + word: value for metric, value in of.items()} for name, of in sample.scores.items()
+        }
+    opened = show((report, samples))
     opened.page.set_viewport_size({"width": 700, "height": 900})
     assert opened.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 

@@ -575,7 +575,7 @@ def test_two_runs_do_not_write_into_one_anothers_rows(converted: Convert) -> Non
         held.write(b"mine")
         outcome = converted()
         assert outcome.code == 2
-        assert "another run is converting to train.jsonl" in outcome.stderr
+        assert "another run is writing train.jsonl" in outcome.stderr
         held.seek(0)
         assert held.read() == b"mine"
     assert converted().code == 0

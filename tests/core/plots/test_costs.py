@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from core.plots.costs import CostPicture, Costs, Point, draw_costs, short
-from core.plots.rows import Look
+from core.plots.parts import Look
 from core.plots.style import BLUE, GREY
 
 LOOK = Look(BLUE, "s")

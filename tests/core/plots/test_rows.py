@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from core.plots.rows import Block, Look, Panel, Picture, Row, draw_rows, key_lines, limits
+from core.plots.parts import Look, key_lines
+from core.plots.rows import Block, Panel, Picture, Row, draw_rows, limits
 from core.plots.style import BAND, BLUE, GREY, RED, text_width
 
 LOOK = Look(BLUE, "s")

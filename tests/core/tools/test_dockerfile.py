@@ -40,10 +40,10 @@ def arguments_of(name: str) -> list[str]:
 
 
 @pytest.fixture
-def start_script(tmp_path: Path) -> Path:
+def start_script(short_path: Path) -> Path:
     """/start.sh, as the shell of the image writes it."""
     (command,) = [arguments for arguments in arguments_of("RUN") if "/start.sh" in arguments]
-    script = tmp_path / "start.sh"
+    script = short_path / "start.sh"
     subprocess.run(["/bin/sh", "-c", command.replace("/start.sh", str(script))], check=True)
     return script
 

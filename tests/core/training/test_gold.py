@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core import cli
-from core.data.environment import dotenv_of
 from core.data.trained_on import content_hash, read_trained_on
 from core.training import gold, job
 from core.training.learner import Learner
@@ -46,7 +45,6 @@ class Train:
         return self.raw(*options_of(self.models, data or self.data, output or self.output, *more), "--json")
 
     def raw(self, *argv: str) -> Outcome:
-        dotenv_of.cache_clear()
         self._capfd.readouterr()
         code, _ = cli.run("train_gold", argv)
         captured = self._capfd.readouterr()

@@ -187,7 +187,9 @@ def test_the_trained_texts_of_real_families(name: str) -> None:
             assert all(text.endswith(said) for text, said in zip(cut, texts, strict=True))
 
 
-@pytest.mark.parametrize("name", ["qwen2", "llama3", "phi3", "deepseek", "smollm2"])
+@pytest.mark.parametrize(
+    "name", ["qwen2", pytest.param("llama3", marks=pytest.mark.slow), "phi3", "deepseek", "smollm2"]
+)
 def test_the_trained_texts_in_the_tokens_of_real_models(name: str) -> None:
     tokens = real_tokenizer(name)
     close = {"qwen2": "<|im_end|>", "llama3": "<|eot_id|>", "phi3": "<|end|>", "smollm2": "<|im_end|>"}

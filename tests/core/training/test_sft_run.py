@@ -11,7 +11,7 @@ from core.commands.train_sft import SftTrained, TrainSft
 from core.data.progress import Progress
 from core.data.run import Run
 from core.errors import StoppedEarly, UsageError
-from core.training import sft_run
+from core.training import gguf_export, sft_run
 from core.training.sft_books import SftBooks
 from core.training.sft_run import run_sft
 from core.training.sft_trainer import SftTrainer
@@ -101,14 +101,18 @@ def test_a_run_that_patience_ended_is_finished_with_its_own_weights(
 
 
 def test_an_export_that_fails_leaves_the_run_done(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The converter does not know the tiny tokenizer, which is asked before the run unless, as here, it is not."""
+    """Of a program in the converter's place, which is asked before the run unless, as here, it is not."""
     monkeypatch.setattr(sft_run, "require_convertible", lambda *_: None)
-    with pytest.raises(StoppedEarly, match="does not know its tokenizer"):
+    monkeypatch.setattr(gguf_export, "FOLDER", tmp_path / "converter")
+    (tmp_path / "converter").mkdir()
+    program = "import sys\nprint('ERROR:Model TinyForCausalLM is not supported')\nsys.exit(1)\n"
+    (tmp_path / "converter/convert_hf_to_gguf.py").write_text(program)
+    with pytest.raises(StoppedEarly, match="the architecture TinyForCausalLM"):
         ran(options(model, tmp_path, qlora_rank=4, max_steps=2, export="gguf"))
     record = orjson.loads((tmp_path / "run/run.json").read_bytes())
     assert record["status"] == "done"
     assert len(events(tmp_path, "train_step")) == 2
-    with pytest.raises(StoppedEarly, match="does not know its tokenizer"):
+    with pytest.raises(StoppedEarly, match="the architecture TinyForCausalLM"):
         ran(options(model, tmp_path, qlora_rank=4, max_steps=2, export="gguf", resume=True))
     assert len(events(tmp_path, "train_step")) == 2
     assert not (tmp_path / "run/.gguf.new").exists()

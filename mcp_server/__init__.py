@@ -1,0 +1,1 @@
+"""The commands of `core` as tools of an MCP server; long work as jobs that outlive it."""
