@@ -164,7 +164,7 @@ def _csv(file: BinaryIO, name: str, delimiter: str) -> Iterator[Row]:
     def texts() -> Iterator[str]:
         row, row_bytes = 0, 0
         for _, raw, size in lines(file):
-            row, row_bytes = before + 1, size + (row_bytes if row == before + 1 else 0)
+            row, row_bytes = before + 1, size + 1 + (row_bytes if row == before + 1 else 0)
             if row_bytes > MOST_ROW_BYTES:
                 why = f"a row of more than {MOST_ROW_BYTES:,} bytes, most often a quote that is never closed"
                 raise InputError(name, row, f"not CSV that can be read: {why}.")
