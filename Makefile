@@ -7,10 +7,10 @@ CONVERTER := .venv/share/llama.cpp-converter
 CHROMIUM := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 NPM := $(shell command -v npm)
 NO_BROWSER := $(if $(and $(CHROMIUM),$(NPM)),, and not browser)
-QUICK := not gguf and not mcp_tools and not nemo and not slow and not gpu and not network$(NO_BROWSER)
+QUICK := not gguf and not mcp_tools and not clients and not nemo and not slow and not gpu and not network$(NO_BROWSER)
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test test-all test-gguf test-mcp browser check docs
+.PHONY: help .venv demo test test-all test-gguf test-mcp test-clients browser check docs
 
 help: ## show this list
 	@sed -n 's/^\([a-z.-]*\):.*## /make \1 - /p' Makefile
@@ -32,11 +32,13 @@ $(INSTALLED): pyproject.toml constraints.txt converter.txt
 demo: .venv ## distil a little, offline, on a CPU
 	@$(BIN)/python scripts/demo.py
 
-# What watches processes runs first, two files at a time; the rest in a worker for each core, with a thread each.
+# What watches processes runs first, by itself. More of pytest's workers than two cores: they often wait for processes
+# and disks. No reordering: tests/conftest.py, which also says what runs first, puts the files that take longest first.
+QUICKLY = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 test: .venv ## the quick tests
 	@$(if $(NO_BROWSER),echo "no Chromium or no npm here: the tests marked browser are left out (make browser installs both)",:)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "$(QUICK) and alone"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "$(QUICK) and not alone"
+	@$(QUICKLY) -n 3 -m "$(QUICK) and alone"
+	@$(QUICKLY) -n 4 -m "$(QUICK) and not alone"
 
 test-all: .venv ## every test that this machine can run
 	@$(BIN)/python -m pytest
@@ -46,6 +48,9 @@ test-gguf: .venv ## the tests that need llama-cpp-python
 
 test-mcp: .venv ## hold the MCP server against others' tools (needs npm; fetches them once)
 	@$(BIN)/python -m pytest -m mcp_tools
+
+test-clients: .venv ## load this tree into coding assistants (needs npm; fetches 1.4 GB of them once)
+	@$(BIN)/python -m pytest -m clients tests/bundle
 
 browser: ## install Chromium and npm for the browser tests (Debian, Ubuntu; as root or with sudo)
 	@command -v apt-get > /dev/null || { echo "no apt-get here: install Chromium and Node.js by hand"; exit 2; }

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 import textwrap
@@ -19,7 +20,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
-from .errors import DistillError, Elsewhere, ExitCode, MissingDependency, UsageError
+from . import bootstrap
+from .errors import DistillError, Elsewhere, ExitCode, MissingDependency, UsageError, in_bundle, pip_line
 
 if TYPE_CHECKING:
     import cyclopts
@@ -30,8 +32,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 GENERAL = "This command line"
-BARE = {"doctor": "--teacher"}
-"""Flags that may stand without a value, by command."""
+BARE = {"doctor": ("--teacher", "--test-teacher")}
+"""A flag that may stand without a value, and what it means then, by command."""
 BUG = "this is a bug; please report it with the lines above. What was finished is kept."
 TRAIN = ("accelerate", "datasets", "gguf", "matplotlib", "msgspec", "numpy", "peft", "torch", "transformers", "trl")
 """Modules of the extra `train`. Commands of other extras look for theirs themselves."""
@@ -47,6 +49,8 @@ GENERAL_OPTIONS: tuple[tuple[str, Any, str], ...] = (
 
 def main(name: str, argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command and leave the process with its exit code."""
+    if argv is None and lacks() is not None:  # `python3 scripts/NAME.py` beside a .venv that nobody activated
+        bootstrap.hand_over(str(ROOT), sys.argv)
     if isinstance(sys.stdout, io.TextIOWrapper):  # an ASCII terminal must not end what was asked for
         sys.stdout.reconfigure(errors="backslashreplace")
     code, at_once = run(name, sys.argv[1:] if argv is None else argv)
@@ -204,7 +208,7 @@ def work(command: "Command", context: "Run") -> "Result":
         if package not in TRAIN:
             raise
         name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(command).__name__).lower()
-        raise MissingDependency(package, name, "pip install -e '.[train]'") from None
+        raise MissingDependency(package, name, "train") from None
 
 
 def describe(command: "Command", origins: dict[str, str], *, defaults: bool = True) -> str:
@@ -234,8 +238,9 @@ def parse(name: str, model: "type[Command]", argv: Sequence[str]) -> dict[str, A
 
     from .commands.base import flag
 
-    alone = BARE.get(name)  # nothing is given then, so that .env counts
-    argv = [word for word, then in zip(argv, [*argv[1:], "-"], strict=False) if word != alone or then[:1] != "-"]
+    alone, meant = BARE.get(name, ("", ""))
+    followed = zip(argv, [*argv[1:], "-"], strict=False)
+    argv = [meant if word == alone and then[:1] == "-" else word for word, then in followed]
     for at in range(len(argv) - 1, 0, -1):  # "--input -", "--index -1,0": values, which the parser takes for flags
         if re.fullmatch(r"-(\d[\d,-]*)?", argv[at]) and argv[at - 1].startswith("-"):
             argv = [*argv[: at - 1], f"{argv[at - 1]}={argv[at]}", *argv[at + 1 :]]
@@ -355,12 +360,20 @@ def _json_object(_: Any, tokens: Sequence[Any]) -> dict[str, Any]:
 
 def check_dependencies() -> None:
     """Raises MissingDependency when this Python lacks what every command needs."""
-    for package in ("pydantic", "cyclopts", "orjson", "dotenv", "tqdm", "aiohttp", "yaml", "psutil"):
+    lacking = lacks()
+    if lacking is not None:
+        made = in_bundle() and (ROOT / "Makefile").is_file()
+        line = f"make -C {shlex.quote(str(ROOT))} .venv" if made else pip_line("distill-kit")
+        raise MissingDependency(lacking, "distill", line)
+
+
+def lacks() -> str | None:
+    """The first module of those that every command needs which this Python does not find."""
+    for module in bootstrap.MODULES[""]:
         try:
-            found = importlib.util.find_spec(package)
+            found = importlib.util.find_spec(module)
         except (ImportError, ValueError):
             found = None
         if found is None:
-            ready = ROOT / ".venv" / "bin" / "python"
-            hint = f"{ready} instead of {sys.executable}" if ready.exists() else f"make .venv in {ROOT}"
-            raise MissingDependency(package, "distill", f"{hint}, or: {sys.executable} -m pip install -e {ROOT}")
+            return module
+    return None

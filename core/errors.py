@@ -19,8 +19,15 @@ A message says the fact, the place and the next step. This module imports the st
 a Python without our dependencies can still print one readable line.
 """
 
+import os
+import re
+import shlex
+import shutil
+import sys
 from enum import IntEnum
 from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class ExitCode(IntEnum):
@@ -59,10 +66,11 @@ class MissingKey(UsageError):
 
 
 class MissingDependency(UsageError, ImportError):
-    """A package is not installed."""
+    """A package is not installed. install: the extra that brings it, or the line that installs it."""
 
     def __init__(self, package: str, why: str, install: str) -> None:
-        super().__init__(f"{why} needs the package {package}, which is not installed. Run: {install}")
+        line = install_line(install) if re.fullmatch(r"[a-z]+", install) else install
+        super().__init__(f"{why} needs the package {package}, which is not installed. Run: {line}")
 
 
 class ModelNotFound(UsageError):
@@ -137,3 +145,39 @@ class TeacherUnavailable(TeacherError):
     def __init__(self, reason: str, message: str, *, usage: bool = False) -> None:
         super().__init__(reason, message)
         self.usage = usage
+
+
+def install_line(extra: str) -> str:
+    """The line that installs an extra: the doctor's, by a path that works in the current folder; without the scripts,
+    which is to say in the wheel, pip's."""
+    if not in_bundle():
+        return pip_line(f"distill-kit[{extra}]")
+    launcher = os.environ.get("DISTILL_LAUNCHER", "")
+    python, typed = "python3", launcher
+    if not launcher and Path(sys.argv[0]).resolve().parent == ROOT / "scripts":
+        python, typed = this_python(), sys.argv[0]
+    doctor = Path(typed).parent / "doctor.py"
+    if not typed or not doctor.is_file():  # a job's process, or the MCP server's
+        doctor = ROOT / "skills" / "off-policy" / "scripts" / "doctor.py"
+        doctor = doctor.relative_to(Path.cwd()) if doctor.is_relative_to(Path.cwd()) else doctor
+    return f"{python} {shlex.quote(str(doctor))} --install {extra}"
+
+
+def in_bundle() -> bool:
+    """Whether this is a checkout or a plugin, with scripts, and not the installed wheel."""
+    return (ROOT / "scripts" / "doctor.py").is_file()
+
+
+def pip_line(*packages: str) -> str:
+    """The line that installs packages which no extra brings, into the running Python."""
+    return f"{this_python()} -m pip install {shlex.join(packages)}"
+
+
+def this_python() -> str:
+    """The running Python as one would type it."""
+    for name in ("python3", "python"):
+        found = shutil.which(name)
+        if found and Path(found).absolute().parent == Path(sys.executable).absolute().parent:
+            return name
+    path = Path(sys.executable).absolute()
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))

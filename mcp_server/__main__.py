@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""The command line of the server: `python -m mcp_server`, or `python PATH/mcp_server` from any folder.
+"""The command line of the server: `python PATH/mcp_server/__main__.py` from any folder, or `python -m mcp_server`.
 
+Any Python from 3.8 on does: core/bootstrap.py finds one that has the packages, or makes it an environment.
 --help has all options.
 """
 
@@ -8,18 +9,13 @@ import os
 import sys
 
 # In the place of the current folder (-m), where a stranger's json.py may lie, or of this one, where http.py does.
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path[: 0 if sys.flags.safe_path else 1] = [ROOT]
+ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+sys.path[: 0 if getattr(sys.flags, "safe_path", False) else 1] = [ROOT]
 
-import importlib.util  # noqa: E402
-
-from core.cli import main  # noqa: E402
-from core.errors import ExitCode, MissingDependency  # noqa: E402
-
-INSTALL = "pip install -c constraints.txt -e '.[mcp]'"
+import runpy  # noqa: E402
 
 if __name__ == "__main__":
-    if importlib.util.find_spec("mcp") is None and not {"--help", "-h"} & {*sys.argv}:
-        print(f"mcp_server: error: {MissingDependency('mcp', 'the server', INSTALL)}", file=sys.stderr)
-        sys.exit(ExitCode.USAGE)
+    runpy.run_path(os.path.join(ROOT, "core", "bootstrap.py"))["serve"](ROOT, sys.argv[1:])
+    from core.cli import main
+
     main("mcp_server")

@@ -18,6 +18,7 @@ from core.commands.generate_synthetic import GenerateSynthetic
 from core.commands.project import read_section
 from core.commands.run_rollouts import RunRollouts
 from core.commands.teacher import TeacherOptions
+from core.commands.teachers import Teachers
 from core.commands.train_gold import TrainGold
 from core.commands.train_sft import TrainSft
 from core.data.environment import dotenv_of
@@ -237,6 +238,10 @@ def _check(kind: Names, text: str, workspace: Workspace, base: Path, allow_urls:
                 "starts a program, which callers of tools may not do. The user can do it on the command line, or start "
                 "an MCP server and tell you its address for mcp_url."
             )
+        case "packages":
+            raise UsageError(
+                "installs packages, which callers of tools may not do. Show the user the line that check_setup gives."
+            )
         case "key" | "named model":
             pass  # whether a key may go where it would go: _check_keys
 
@@ -432,7 +437,8 @@ def _check_keys(command: Command, given: Sequence[str], workspace: Workspace, al
         getattr(command, name) for name in given if type(command).option(name).names == "url" and "base" in name
     }
     theirs = {each.key for each in PROVIDERS.values() if each.hosted}
-    for model, wanted, base_url, named in teachers(command):
+    lists = [Asked("", command.server, command.base_url, command.api_key_env)] if isinstance(command, Teachers) else []
+    for model, wanted, base_url, named in [*teachers(command), *lists]:
         provider = PROVIDERS.get(backend_of(model, wanted, base_url))
         if provider is None:  # it runs here
             continue

@@ -50,6 +50,7 @@ FILES = (
 AFTER = {
     "generate_teacher_data": 'read_rows(path="{output}") shows rows, check_data(data="{output}") looks for faults; '
     'then train_sft(data="{output}")',
+    "list_teachers": "generate_teacher_data(model=..., input=..., dry_run=true) with one that the user chose",
     "run_rollouts": 'convert_rollouts(dir="{output}") makes rows to train on',
     "convert_rollouts": 'check_data(data="{output}") looks for faults; then train_sft(data="{output}")',
     "generate_synthetic": 'check_data(data="{output_dir}/train.jsonl") looks for faults; then '

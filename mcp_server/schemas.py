@@ -19,8 +19,9 @@ TOOLS_BUDGET = 25_000
 
 Schema = dict[str, Any]
 
-NOT_FOR_CALLERS = ("program",)
-"""What an option names (`Option.names`) that no caller may set: it would start a program of the caller's."""
+NOT_FOR_CALLERS = ("program", "packages")
+"""What an option names (`Option.names`) that no caller may set: it would start a program of the caller's, or install
+something."""
 SHORT = ("type", "enum", "items", "default")
 """What the schema of a tool keeps of an option's."""
 FLAG = re.compile(r"(?<![\w-])--(no-)?([a-z][a-z0-9_-]*)")

@@ -5,15 +5,18 @@ import os
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast
 
 from core.commands.mcp_server import McpServer, Served
 from core.data.environment import credential
 from core.data.run import Run
 from core.data.secrets import RedactingStream
-from core.errors import ExitCode
+from core.data.text import one_line, path_text
+from core.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
+    from .place import Place
     from .server import DistillServer
 
 
@@ -42,10 +45,19 @@ def serve(options: McpServer, run: Run) -> Served:
 def made(options: McpServer) -> "DistillServer":
     """The server, in its workspace. Raises UsageError for a workspace that is none."""
     from .door import Settings
+    from .place import choose
     from .server import build
+    from .texts import INSTRUCTIONS
 
+    try:
+        place = choose(options.workspace)
+    except OSError as error:
+        raise UsageError(
+            f"no folder to work in: {error.filename} cannot be made ({error.strerror}). Name one with --workspace or "
+            "DISTILL_WORKSPACE."
+        ) from None
     settings = Settings(
-        workspace=options.workspace,
+        workspace=place.folder,
         toolsets=frozenset(options.toolsets),  # pyright: ignore[reportArgumentType]  McpServer has looked at them
         read_only=options.read_only,
         max_cost=options.max_cost,
@@ -53,9 +65,28 @@ def made(options: McpServer) -> "DistillServer":
         allow_urls=tuple(options.allow_url),
         allow_code=options.allow_code,
     )
-    server = build(settings)
+    told = INSTRUCTIONS if options.http else f"{INSTRUCTIONS}\n\n{place_text(place)}"
+    server = build(settings, instructions=told)
     os.chdir(server.door.workspace.root)
     return server
+
+
+def place_text(place: "Place") -> str:
+    """What the assistant is told of the workspace: only whoever started the server on this machine is."""
+    folder = shown_path(place.folder.resolve())
+    if not place.is_ours:
+        return f"The workspace is {folder} ({place.why})."
+    return (
+        f"The workspace is {folder}, because {place.why}: files to work on have to be put there. Where the user wants "
+        "another folder, DISTILL_WORKSPACE or --workspace in the client's configuration of this server names it."
+    )
+
+
+def shown_path(path: Path) -> str:
+    """A path with ~ for the user's home, on one line."""
+    home = Path(os.path.expanduser("~")).resolve()
+    below = path.is_relative_to(home) and home != Path(home.anchor)
+    return one_line(path_text(Path("~") / path.relative_to(home) if below else path), 400)
 
 
 @contextmanager

@@ -55,6 +55,13 @@ TEXTS: dict[str, Text] = {
         command="generate_teacher_data",
         asks_a_teacher=True,
     ),
+    "list_teachers": Text(
+        title="List teachers and prices",
+        description="List today's models and prices at OpenRouter; with input, what its answers cost at most. "
+        "Before a paid teacher is chosen. Free. Then generate_teacher_data.",
+        toolset="data",
+        command="teachers",
+    ),
     "run_rollouts": Text(
         title="Let a teacher work with tools",
         description="Let a teacher solve prompts with tools (browser, MCP servers, Python functions), a file "
@@ -142,8 +149,8 @@ TEXTS: dict[str, Text] = {
     ),
     "check_setup": Text(
         title="Check installation and teacher",
-        description="Say what is installed and how to install the rest; with teacher, what it can do for "
-        "train_gold and what a step costs. Call it first. Free; an API teacher gets a few tiny "
+        description="Say what is installed and what each road lacks; with data, what a file is; with teacher, what it "
+        "can do for train_gold and what a step costs. Call it first. Free; an API teacher gets a few tiny "
         "paid requests. Then the dry_run of a tool.",
         toolset="jobs",
         command="doctor",

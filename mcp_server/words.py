@@ -12,12 +12,19 @@ COMMAND_OF = {tool: text.command for tool, text in TEXTS.items() if text.command
 """Tool -> the command that it starts."""
 LONGEST_GIVEN = 200
 """Characters of a wrong value that are shown again."""
+INSTALL = re.compile(r"(\S*python\S* (?:'[^'\n]*doctor\.py'|\S*doctor\.py) --install [\w,]+)")
+"""A line for a terminal, which no tool can do: it stays as it is."""
 TOOL_OF = {command: tool for tool, command in COMMAND_OF.items()}
 
 
 def told(text: str, command: type[Command]) -> str:
     """An error or a note with fields in the place of flags and tools in the place of scripts."""
-    text = re.sub(r" ?See --help\.| \(see \.env\.example\)", "", cut_text(text, 2 * TEXT_BYTES))
+    parts = INSTALL.split(cut_text(text, 2 * TEXT_BYTES))
+    return "".join(part if place % 2 else _told(part, command) for place, part in enumerate(parts))
+
+
+def _told(text: str, command: type[Command]) -> str:
+    text = re.sub(r" ?See --help\.| \(see \.env\.example\)", "", text)
     text = re.sub(rf"\(given: ([^\n]{{{LONGEST_GIVEN}}})[^\n]+", r"(given: \1...)", text)
     text = re.sub(r"(?:python )?(?:scripts/)?\b(\w+)\.py\b", _tool, words(text, command))
     return text.replace("he same command", "he same call")

@@ -19,9 +19,33 @@ UNDISTURBED = {"test_check_data.py", "test_doctor.py", "test_train_gold_api.py",
 """Journeys that hold beside others: they count no processes, and kill none but their own at moments of their choice."""
 
 
+LONG = (
+    "journeys/test_mcp.py",
+    "journeys/test_mcp_bad_input.py",
+    "jobs/test_store.py",
+    "tools/test_browser_pages.py",
+    "tools/test_browser.py",
+    "journeys/test_train_gold_api.py",
+    "docs/test_run_docs.py",
+    "mcp_server/test_confirm.py",
+    "journeys/test_train_sft.py",
+    "training/test_gguf_export.py",
+    "training/test_gold.py",
+    "training/test_folder.py",
+    "teachers/test_chat_teacher.py",
+    "synthetic/test_generate.py",
+    "synthetic/test_reading.py",
+    "teachers/test_api_scorer_real.py",
+)
+"""Files that take longest, longest first: a worker that came to one last would keep the others waiting."""
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what starts or counts processes (browsers, containers, jobs that are killed): they run apart."""
+    """Mark what starts or counts processes (browsers, containers, jobs that are killed): they run apart. What takes
+    longest begins first."""
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(f"{item.path.parent.name}/{item.path.name}", len(LONG)))
     for item in items:
         disturbed = item.path.parent.name in ("jobs", "tools", "journeys") and item.path.name not in UNDISTURBED
         if item.get_closest_marker("browser") or disturbed:

@@ -20,6 +20,7 @@ COMMANDS = {
     "generate_synthetic": ".generate_synthetic:GenerateSynthetic",
     "check_data": ".check_data:CheckData",
     "doctor": ".doctor:Doctor",
+    "teachers": ".teachers:Teachers",
     "demo": ".demo:Demo",
     "jobs": ".jobs:Jobs",
     "mcp_server": ".mcp_server:McpServer",

@@ -20,7 +20,9 @@ from pydantic.fields import FieldInfo
 
 from ..errors import ExitCode
 
-Names = Literal["file", "text or file", "data", "model", "named model", "url", "host", "key", "code", "program"]
+Names = Literal[
+    "file", "text or file", "data", "model", "named model", "url", "host", "key", "code", "program", "packages"
+]
 """What a text may name beyond itself, so that the value of a caller who is not the user can be held against it.
 
 file: a path, or a word of ours.   text or file: a path where such a file is there, else a text.
@@ -28,7 +30,7 @@ data: a file or folder of rows, hf:owner/name, or "-".
 model: a path, a packaged model, a name on the Hub or at a provider; a tokenizer, too.   named model: name=model.
 url: the address of a server.   host: the name of one, perhaps with a port, or a pattern.
 key: the environment variable that holds a key.
-code: a path to what is run as Python.   program: what starts a program.
+code: a path to what is run as Python.   program: what starts a program.   packages: what would be installed.
 """
 
 
@@ -125,6 +127,14 @@ class Command(BaseModel):
         given: what is known from flags, environment and YAML. Raises InputError.
         """
         return {}, {}
+
+    @classmethod
+    def unmeant(cls, origins: Mapping[str, str]) -> list[str]:
+        """Options whose values from the environment do not count, because nothing that was given asks for them.
+
+        origins: of all values that are known, as `resolve` says them.
+        """
+        return []
 
     @classmethod
     def option(cls, name: str) -> Option:

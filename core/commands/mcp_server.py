@@ -28,8 +28,9 @@ class McpServer(Command):
         "python -m mcp_server --http --port 8765",
     )
 
-    workspace: Annotated[Path, Option(WHAT, "-w", env="DISTILL_WORKSPACE")] = Path(".")
-    """The folder that callers may read and write in (default: the current one). Its .env is read for keys."""
+    workspace: Annotated[Path | None, Option(WHAT, "-w", env="DISTILL_WORKSPACE")] = None
+    """The folder that callers may read and write in (default: the current one, or where that is the home folder or the
+    bundle itself, the one in which the assistant was started). Its .env is read for keys."""
     toolsets: Annotated[list[str], Option(WHAT, env="DISTILL_TOOLSETS")] = Field(default=list(TOOLSETS), min_length=1)
     """Which tools: data, train, eval; repeat it or separate by commas. Those for jobs are always there."""
     read_only: Annotated[bool, Option(WHAT, env="DISTILL_READ_ONLY")] = False

@@ -51,6 +51,8 @@ def resolve(
         found, lines = read_yaml(config, list(model.model_fields))
         take(found, {name: f"{config}:{line}" for name, line in lines.items()})
     take(*(project or model.from_project(values)))
+    for name in model.unmeant(origins):
+        del values[name], origins[name]
     command = validated(model, values, origins)
     for name in model.model_fields:
         origins.setdefault(name, "default")

@@ -306,7 +306,7 @@ def _parquet(path: Path, name: str) -> Iterator[tuple[str, Any]]:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ModuleNotFoundError:
-        raise MissingDependency("pyarrow", "reading parquet", "pip install -e '.[hub]'") from None
+        raise MissingDependency("pyarrow", "reading parquet", "hub") from None
     try:
         rows = 0
         with ParquetFile(path) as file:
@@ -323,7 +323,7 @@ def _hub_dataset(source: str) -> Any:
     try:
         import datasets
     except ModuleNotFoundError:
-        raise MissingDependency("datasets", f"{source}", "pip install -e '.[hub]'") from None
+        raise MissingDependency("datasets", f"{source}", "hub") from None
     name, _, split = source.removeprefix("hf:").partition(":")
     try:
         return datasets.load_dataset(name, split=split or "train", streaming=True)

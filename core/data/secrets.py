@@ -62,7 +62,8 @@ PASSED_ON = (
     *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
     *("DOCKER_HOST", "DOCKER_CONFIG", "DOCKER_CONTEXT", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY"),
-    *("PLAYWRIGHT_*", "CHROME_*", "DISTILL_JOBS_PER_DEVICE"),
+    *("PLAYWRIGHT_*", "CHROME_*"),
+    *("DISTILL_JOBS_PER_DEVICE", "DISTILL_DATA", "DISTILL_PYTHON", "DISTILL_LAUNCHER"),
 )
 """Names, and patterns of names, of the variables that every job gets: no keys but those for the Hub, for trackers and
 in the addresses of proxies."""

@@ -5,14 +5,14 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import MissingDependency
+from ..errors import MissingDependency, pip_line
 from .environment import credential
 
 
 def check_tracker(track: str | None) -> None:
     """Raises MissingDependency for a tracker that is not installed: Accelerate would leave it out in silence."""
     if track and importlib.util.find_spec(track) is None:
-        raise MissingDependency(track, f"--track {track}", f"pip install {track}")
+        raise MissingDependency(track, f"--track {track}", pip_line(track))
 
 
 def project_of(track: str | None, name: str) -> str:

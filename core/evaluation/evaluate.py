@@ -80,7 +80,7 @@ def check_installed() -> None:
     """Raises MissingDependency for a package of the extra `eval`."""
     for package in NEEDED:
         if importlib.util.find_spec(package) is None:
-            raise MissingDependency(package, "evaluate", "pip install -e '.[eval]'")
+            raise MissingDependency(package, "evaluate", "eval")
 
 
 # ---- what there is to do ---------------------------------------------------------------------------------------------

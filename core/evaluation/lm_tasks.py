@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from ..commands.evaluate import Evaluate
-from ..errors import DistillError, UsageError
+from ..errors import DistillError, UsageError, pip_line
 from .quiet import quiet
 from .results import TaskInfo
 from .suites import Selected, fixed_choice, nearest, offline_folder
@@ -137,7 +137,7 @@ def _load(manager: Any, name: str) -> list[Any]:
     try:
         return list(manager.load([name])["tasks"].values())
     except ModuleNotFoundError as error:
-        raise UsageError(f"the task {name} needs the package {error.name}. Run: pip install {error.name}") from None
+        raise UsageError(f"the task {name} needs the package {error.name}. Run: {pip_line(str(error.name))}") from None
     except DistillError:
         raise
     except Exception as error:  # lm-eval, datasets, the Hub and the task's own functions raise whatever they meet

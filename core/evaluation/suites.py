@@ -92,4 +92,4 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
 def _check_ifeval() -> None:
     missing = [package for package in IFEVAL_NEEDS if importlib.util.find_spec(package) is None]
     if missing:
-        raise MissingDependency(" and ".join(missing), "the task ifeval", "pip install 'lm-eval[ifeval]'")
+        raise MissingDependency(" and ".join(missing), "the task ifeval", "eval")

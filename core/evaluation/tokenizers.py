@@ -333,4 +333,4 @@ def _check_plot(options: CompareTokenizers) -> None:
         what = "is a folder" if plot.is_dir() else f"is in {plot.parent}, which is no folder"
         raise UsageError(f"--plot {plot} {what}. Name a file in a folder that is there.")
     if importlib.util.find_spec("matplotlib") is None:
-        raise MissingDependency("matplotlib", "--plot", "pip install -e '.[eval]'")
+        raise MissingDependency("matplotlib", "--plot", "eval")

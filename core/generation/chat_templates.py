@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.conversation import Message
-from ..errors import MissingDependency, UsageError
+from ..errors import MissingDependency, UsageError, pip_line
 from ..teachers.locate import locate
 from .conversation import Form, one_call_a_turn, with_form
 
@@ -254,7 +254,7 @@ def of_gguf(student: str, path: Path) -> tuple[str, str, dict[str, str]]:
     try:
         from gguf import GGUFReader
     except ModuleNotFoundError:
-        raise MissingDependency("gguf", f"the template of {path.name}", "pip install gguf") from None
+        raise MissingDependency("gguf", f"the template of {path.name}", pip_line("gguf")) from None
     field = GGUFReader(path).fields.get("tokenizer.chat_template")
     if field is None:
         raise UsageError(f"{path} carries no chat template.")
@@ -273,7 +273,7 @@ def compiled(template: str, tokens: dict[str, str]) -> Render:
         from jinja2.ext import Extension, loopcontrols
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ModuleNotFoundError:
-        raise MissingDependency("jinja2", "--student", "pip install jinja2") from None
+        raise MissingDependency("jinja2", "--student", pip_line("jinja2")) from None
 
     class Generation(Extension):
         """{% generation %}...{% endgeneration %} marks what the student learns; here it is just its content."""

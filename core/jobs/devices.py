@@ -36,9 +36,11 @@ def loads_a_model(command: str, values: Mapping[str, Any]) -> bool:
         return values.get("check") is not True
     if command == "evaluate":
         return not values["compare"] and not values["dry_run"]
-    if values.get("dry_run"):
+    if values.get("dry_run") or command == "teachers":  # which reads a list
         return False
     if command == "doctor":  # whose teachers are reached as train_gold reaches them
+        if values["data"]:
+            return False
         elsewhere = values["teacher_base_url"] and not values["teacher_gguf"]
         named = values["teacher"] or values["teacher_gguf"] or values["teacher_backend"]
         return bool(named) and (values["teacher_backend"] or ("openai" if elsewhere else "hf")) in LOCAL

@@ -183,7 +183,7 @@ def check_before(options: CheckData, folder: Path) -> None:
     """Raises UsageError for what is wrong whatever the data hold, MissingDependency for a package that is needed."""
     for package in NEEDED:
         if importlib.util.find_spec(package) is None:
-            raise MissingDependency(package, "check_data", "pip install -e '.[data]'")
+            raise MissingDependency(package, "check_data", "data")
     check_evaluation(options)
     check_fix(options)
     if options.teacher is not None or options.judge is not None:

@@ -34,7 +34,7 @@ def check_installed(options: CheckData) -> None:
     """Raises MissingDependency for a package of the extra `eval`, where --tasks needs it."""
     for package in NEEDED if names_of(options) else ():
         if importlib.util.find_spec(package) is None:
-            raise MissingDependency(package, "--tasks", "pip install -e '.[eval]'")
+            raise MissingDependency(package, "--tasks", "eval")
 
 
 def add_items(items: Collects, options: CheckData, note: Callable[[str], None]) -> None:

@@ -39,7 +39,7 @@ def identifier() -> Any:
     try:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ModuleNotFoundError:
-        raise MissingDependency("py3langid", "telling languages", "pip install -e '.[data]'") from None
+        raise MissingDependency("py3langid", "telling languages", "data") from None
     try:
         return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
     except OSError as error:

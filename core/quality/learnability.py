@@ -96,7 +96,7 @@ def opened_scorer(
         from ..teachers.api_scorer import ApiScorer
         from ..teachers.score_cache import cache_key
     except ModuleNotFoundError as missing:
-        raise MissingDependency(str(missing.name), f"scoring with {backend}", "pip install -e '.[train]'") from None
+        raise MissingDependency(str(missing.name), f"scoring with {backend}", "train") from None
     with _remote(options, asking) as remote:
         server = ApiScorer(remote, top_k=TOP_K, tokenizer=tokenizer)
         server.prepare(note)

@@ -67,7 +67,7 @@ class NearDuplicates:
             from datasketch import MinHash
         except ImportError:
             why = "the search for near duplicates"
-            raise MissingDependency("datasketch", why, "pip install -e '.[data]'") from None
+            raise MissingDependency("datasketch", why, "data") from None
         self.threshold = threshold
         self.crowded = 0
         self._minhash = MinHash(HASHES, hashfunc=int, scheme="affine32")  # the words are hashed already

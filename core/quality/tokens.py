@@ -22,7 +22,7 @@ class TokenCounter:
 
             self._tokenizer = read(find(name, note), name)
         except ModuleNotFoundError as error:
-            raise MissingDependency(str(error.name), "--tokenizer", "pip install -e '.[train]'") from None
+            raise MissingDependency(str(error.name), "--tokenizer", "train") from None
         self._tokenizer.name_or_path = name
         self._side = ChatSide(self._tokenizer)
         self.refused = 0

@@ -455,7 +455,7 @@ def schema_mistake(schema: dict[str, Any]) -> tuple[list[int | str], str] | None
         from referencing.exceptions import Unresolvable
         from referencing.jsonschema import DRAFT202012
     except ImportError:
-        raise MissingDependency("jsonschema", "A domain with a json_schema", "pip install -e '.[data]'") from None
+        raise MissingDependency("jsonschema", "A domain with a json_schema", "data") from None
     draft = schema.get("$schema")
     checker = validators.validator_for(schema, default=Draft202012Validator)
     if draft is not None and str(draft).rstrip("#") != str(checker.META_SCHEMA["$schema"]).rstrip("#"):

@@ -26,7 +26,7 @@ def check_packages() -> None:
     """Raises MissingDependency for what the extra `data` holds."""
     for package in ("datasketch", "jsonschema", "py3langid"):
         if find_spec(package) is None:
-            raise MissingDependency(package, "generate_synthetic", "pip install -e '.[data]'")
+            raise MissingDependency(package, "generate_synthetic", "data")
 
 
 async def _generate(options: GenerateSynthetic, run: Run) -> Synthesized | SyntheticPlan:

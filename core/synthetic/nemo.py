@@ -34,7 +34,6 @@ from .records import Rejected
 
 FOLDER = Path(sys.prefix) / "share" / "data-designer"
 """Where data-designer may lie by itself, for it wants versions of packages that other parts of us cannot live with."""
-VERSIONS = ">=0.9.7,<0.10"
 PROCESS = Path(__file__).with_name("nemo_process.py")
 
 TOGETHER = 50
@@ -58,8 +57,7 @@ def find_data_designer() -> dict[str, str]:
         return {"PYTHONPATH": str(FOLDER)}
     if find_spec("data_designer") is not None:
         return {}
-    line = f"{sys.executable} -m pip install --target {FOLDER} 'data-designer{VERSIONS}'"
-    raise MissingDependency("data-designer", "--backend nemo", line)
+    raise MissingDependency("data-designer", "--backend nemo", "nemo")
 
 
 def version() -> str:

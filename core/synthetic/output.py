@@ -27,7 +27,7 @@ def problem_with(output: "Output", answer: str) -> str | None:
         from referencing import Registry
         from referencing.exceptions import Unresolvable
     except ModuleNotFoundError:
-        raise MissingDependency("jsonschema", "an output with a json_schema", "pip install -e '.[data]'") from None
+        raise MissingDependency("jsonschema", "an output with a json_schema", "data") from None
     text = answer.strip()
     fenced = FENCED.fullmatch(text)
     try:

@@ -70,7 +70,7 @@ def open_teacher(options: "TeacherOptions", *, tools: bool = False) -> Completer
         try:
             from .hf import HfTeacher
         except ModuleNotFoundError as missing:
-            raise MissingDependency(str(missing.name), "--backend hf", "pip install -e '.[train]'") from None
+            raise MissingDependency(str(missing.name), "--backend hf", "train") from None
         return HfTeacher(
             options.model,
             batch_size=options.batch_size,

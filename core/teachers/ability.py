@@ -233,7 +233,7 @@ def _tried(name: str, mode: TeacherMode, reasons: dict[TeacherMode, str], test: 
             raise BudgetReached(f"--max-cost is too low to test {name}: {error}") from None
         reasons[mode] = one_line(str(error), 400)
     except ModuleNotFoundError as missing:
-        reasons[mode] = str(MissingDependency(str(missing.name), "scoring", "pip install -e '.[train]'"))
+        reasons[mode] = str(MissingDependency(str(missing.name), "scoring", "train"))
     except StoppedEarly as error:
         cause = error.__cause__
         if isinstance(cause, TeacherUnavailable) and cause.reason in UNREACHABLE:

@@ -93,8 +93,18 @@ class ApiClient:
         except TypeError as error:  # half a surrogate pair in a tool's result, ...
             raise RequestRejected("invalid_request", f"the conversation cannot be sent as JSON: {error}") from None
         url = (self.endpoint.removesuffix("/v1") if root else self.endpoint) + path
+        return await self._exchange("POST", url, data, self._timeout)
+
+    async def fetch(self, path: str) -> Reply:
+        """What the server answers at an endpoint that takes no body. Raises as `post` does."""
+        timeout = aiohttp.ClientTimeout(total=self.timeout_s, sock_connect=min(10, self.timeout_s))
+        return await self._exchange("GET", self.endpoint + path, None, timeout)
+
+    async def _exchange(self, method: str, url: str, data: bytes | None, timeout: aiohttp.ClientTimeout) -> Reply:
         try:
-            async with self._session.post(url, data=data, allow_redirects=False) as response:
+            async with self._session.request(
+                method, url, data=data, timeout=timeout, allow_redirects=False
+            ) as response:
                 raw = await read_bounded(response)
                 status, headers = response.status, response.headers
         except aiohttp.ConnectionTimeoutError:
@@ -134,18 +144,24 @@ class ApiClient:
         found = await self.get("/models")
         rows = found.get("data") if isinstance(found, dict) else None
         for row in rows if isinstance(rows, list) else []:
-            pricing = row.get("pricing") if isinstance(row, dict) else None
-            if isinstance(pricing, dict) and row.get("id") == model:
-                try:
-                    price = Price(float(pricing["prompt"]), float(pricing["completion"]), f"{self.endpoint}/models")
-                except (KeyError, TypeError, ValueError):
-                    return None
-                return price if price.prompt >= 0 and price.completion >= 0 else None  # -1: "depends" (a router)
+            if isinstance(row, dict) and row.get("id") == model:
+                return listed_price(row, f"{self.endpoint}/models")
         return None
 
     async def aclose(self) -> None:
         if self._session_ is not None:
             await self._session_.close()
+
+
+def listed_price(row: Mapping[str, Any], source: str) -> Price | None:
+    """The price in a row of a provider's list, USD per token; None where it names none, or one that depends."""
+    pricing: Any = row.get("pricing")
+    try:
+        price = Price(float(pricing["prompt"]), float(pricing["completion"]), source)
+    except (KeyError, TypeError, ValueError):
+        return None
+    known = all(0 <= each < float("inf") for each in (price.prompt, price.completion))
+    return price if known else None  # -1: "depends" (a router)
 
 
 async def read_bounded(response: aiohttp.ClientResponse) -> bytes | None:

@@ -42,7 +42,7 @@ class GgufScorer:
     ) -> None:
         """Options as those of `GgufTeacher`. Raises MissingDependency or ModelNotFound."""
         if importlib.util.find_spec("llama_cpp") is None:
-            raise MissingDependency("llama-cpp-python", "--backend gguf", "pip install -e '.[gguf]'")
+            raise MissingDependency("llama-cpp-python", "--backend gguf", "gguf")
         self.model = model
         self._located = locate(model, gguf=True, preferred_quant=preferred_quant)
         self._n_gpu_layers, self._n_ctx = n_gpu_layers, n_ctx

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..errors import MissingDependency, RequestRejected, TeacherError, TeacherUnavailable, UsageError
+from ..errors import MissingDependency, RequestRejected, TeacherError, TeacherUnavailable, UsageError, pip_line
 from .chat_template import answer_of
 from .gguf import non_empty
 from .locate import LocalModel, locate
@@ -34,11 +34,11 @@ def located(model: str, *, attention: str, load_in_4bit: bool) -> LocalModel:
     needs |= {"bitsandbytes": load_in_4bit, "flash_attn": attention == "flash_attention_2"}
     for package, needed in needs.items():
         if needed and importlib.util.find_spec(package) is None:
-            install = "-e '.[train]'" if package in ("torch", "transformers", "accelerate") else package
-            raise MissingDependency(package, "--backend hf with these options", f"pip install {install}")
+            install = "train" if package in ("torch", "transformers", "accelerate") else pip_line(package)
+            raise MissingDependency(package, "--backend hf with these options", install)
     found = locate(model, gguf=False)
     if found.is_gguf and importlib.util.find_spec("gguf") is None:
-        raise MissingDependency("gguf", f"converting {found.path.name}", "pip install -e '.[train]'")
+        raise MissingDependency("gguf", f"converting {found.path.name}", "train")
     return found
 
 

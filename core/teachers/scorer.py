@@ -206,7 +206,7 @@ def open_scorer(options: "TeacherOptions", *, top_k: int = 64) -> Scorer:
                 threads=options.threads,
             )
     except ModuleNotFoundError as missing:
-        raise MissingDependency(str(missing.name), f"scoring with {backend}", "pip install -e '.[train]'") from None
+        raise MissingDependency(str(missing.name), f"scoring with {backend}", "train") from None
     served = f"the server at {options.base_url}" if options.base_url else backend
     raise UsageError(
         f"{options.model} through {served} is no scorer on this machine. What works here: the backends hf and gguf. "

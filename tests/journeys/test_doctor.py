@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from core import __version__
 from tests.support.running import KEY, ROOT, Outcome, ended, environment, small_server, start
 from tests.support.scripted_chat import ScriptedChat
 from tests.support.tiny_model import make_tiny_model
@@ -27,7 +28,7 @@ def test_a_chat_teacher_is_tested_priced_and_the_key_shown_nowhere(folder: Path)
             f"TEACHER_BACKEND=openrouter\nOPENROUTER_MODEL=m\nOPENROUTER_API_KEY={KEY}\nTEACHER_BASE_URL={server.url}\n",
             encoding="utf-8",
         )
-        found = doctor(folder, "--json")
+        found = doctor(folder, "--teacher", "--json")
         assert {request.headers.get("authorization") for request in server.chats} == {f"Bearer {KEY}"}
     assert found.code == 0, found.stderr
     teacher = found.result["teacher"]
@@ -44,13 +45,25 @@ def test_a_chat_teacher_is_tested_priced_and_the_key_shown_nowhere(folder: Path)
 def test_a_flag_without_a_value_means_the_teacher_of_env(folder: Path) -> None:
     bare = doctor(folder, "--teacher")
     assert bare.code == 0
-    assert "next: --teacher NAME tests a teacher; .env names none" in bare.stderr
+    assert "--teacher NAME (.env names none)" in bare.stderr
     with small_server(ScriptedChat()) as server:
         (folder / ".env").write_text(f"TEACHER_BASE_URL={server.url}\nTEACHER_MODEL_ID=m\n", encoding="utf-8")
         for words in (["--teacher", "--json"], ["--json", "--teacher"]):
             found = doctor(folder, *words)
             assert found.code == 0, found.stderr
             assert found.result["teacher"]["model"] == "m"
+
+
+def test_a_teacher_that_only_env_names_is_not_asked_without_a_word_about_teachers(folder: Path) -> None:
+    with small_server(ScriptedChat()) as server:
+        (folder / ".env").write_text(f"TEACHER_BASE_URL={server.url}\nTEACHER_MODEL_ID=m\n", encoding="utf-8")
+        found = doctor(folder, "--json")
+        assert found.code == 0, found.stderr
+        assert (found.result["teacher"], server.received) == (None, [])
+        parts = {part["name"]: part["found"] for part in found.result["parts"]}
+        assert "--teacher tests it" in parts["teacher"]
+        found = doctor(folder, "--batch-size", "2", "--dry-run")  # which are of a step with it
+        assert "m (openai) would be asked for:" in found.stderr
 
 
 def test_a_teacher_that_can_teach_nothing_ends_with_2_and_its_reasons(folder: Path) -> None:
@@ -109,10 +122,76 @@ def test_without_a_teacher_it_says_what_is_there_and_keys_by_name_alone(folder: 
     found = doctor(folder, "--json", OPENROUTER_API_KEY=KEY)
     assert found.code == 0
     parts: dict[str, Any] = {part["name"]: part for part in found.result["parts"]}
-    assert {"python", "hub", "train", "gguf", "eval", "browser", "mcp", "device", "keys", "disk"} == set(parts)
-    assert parts["keys"]["found"] == "OPENROUTER_API_KEY, NVIDIA_API_KEY"
+    extras = {"hub", "train", "gguf", "eval", "data", "browser", "mcp", "nemo", "smollm2"}
+    assert {"python", "distill", *extras, "device", "memory", "disk", "keys", "chromium", "node", "docker"} <= set(
+        parts
+    )
+    assert parts["keys"]["found"] == "OPENROUTER_API_KEY (environment), NVIDIA_API_KEY (.env)"
     assert "torch " in parts["train"]["found"]
+    assert parts["distill"]["found"].startswith(f"{__version__}, ")
+    roads = {road["name"]: road for road in found.result["roads"]}
+    assert [*roads] == ["off-policy", "rollout-distill", "on-policy"]
+    assert all(not road["missing"] for road in roads.values())
+    assert "teachers: openrouter, nvidia" in roads["rollout-distill"]["has"]
     assert KEY not in found.stdout + found.stderr
+
+
+def test_the_report_fits_100_columns_in_groups_and_ends_with_the_roads(folder: Path) -> None:
+    found = doctor(folder)
+    assert found.code == 0
+    report = found.stderr[found.stderr.index("\nHere\n") + 1 :].splitlines()
+    headings = [line for line in report if line and not line.startswith((" ", "next: "))]
+    assert headings == ["Here", "Extras", "Machine", "Keys", "Programs", "Servers", "Roads"]
+    assert all(len(line) <= 100 for line in report if not line.lstrip().startswith("->"))
+    assert report[-1].startswith("next: python scripts/doctor.py with --data FILE")
+    assert "\x1b" not in found.stderr
+    assert list(folder.iterdir()) == []
+
+
+def test_a_look_around_imports_no_torch_and_takes_no_two_seconds_of_work(folder: Path) -> None:
+    code = (
+        "import resource, sys\n"
+        "from core import cli\n"
+        "code, _ = cli.run('doctor', [])\n"
+        "heavy = sorted({'torch', 'transformers', 'datasets', 'playwright', 'mcp', 'numpy'} & set(sys.modules))\n"
+        "used = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "print(code, heavy, used.ru_utime + used.ru_stime < 2)\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(), capture_output=True, encoding="utf-8", timeout=60, check=False
+    )
+    assert done.stdout == "0 [] True\n", done.stderr
+
+
+# ---- a file, and installing ----------------------------------------------------------------------------------------
+
+
+def test_a_file_is_told_and_a_broken_line_is_exit_1(folder: Path) -> None:
+    (folder / "p.jsonl").write_text('{"prompt": "Why?"}\n{broken\n', encoding="utf-8")
+    found = doctor(folder, "--data", "p.jsonl")
+    assert found.code == 1
+    assert "p.jsonl:2: invalid JSON" in found.stderr
+    assert "  off-policy       python scripts/generate_teacher_data.py --input p.jsonl --dry-run\n" in found.stderr
+
+
+def test_what_an_installation_takes_is_said_before_and_a_dry_run_stops_there(folder: Path) -> None:
+    found = doctor(folder, "--install", "gguf,hub", "--dry-run", "--json", XDG_DATA_HOME=str(folder / "data"))
+    assert found.code == 0, found.stderr
+    assert found.result["status"] == "dry_run"
+    assert found.result["installation"]["extras"] == ["gguf", "hub"]
+    assert any("llama-cpp-python" in each for each in found.result["installation"]["packages"])
+    assert "dry run: nothing was installed." in found.stderr
+    assert list(folder.iterdir()) == []
+
+
+def test_an_extra_that_is_none_and_two_tasks_at_once_are_refused(folder: Path) -> None:
+    found = doctor(folder, "--install", "torch")
+    assert found.code == 2
+    assert "--install: torch is no extra. There are hub, train, gguf, eval, data, browser, mcp, nemo" in found.stderr
+    found = doctor(folder, "--install", "train", "--data", "x.jsonl")
+    assert found.code == 2
+    assert "one at a time" in found.stderr
 
 
 def test_without_the_training_packages_it_names_the_line_that_installs_them(folder: Path) -> None:
@@ -143,11 +222,15 @@ def test_without_the_training_packages_it_names_the_line_that_installs_them(fold
     done = bare("--json")
     assert done.returncode == 0, done.stderr
     parts = {part["name"]: part for part in json.loads(done.stdout)["parts"]}
-    assert "torch missing" in parts["train"]["found"]
-    assert parts["train"]["fix"] == "pip install -c constraints.txt -e '.[train]'"
-    assert parts["browser"]["fix"] == "pip install -c constraints.txt -e '.[browser]'"
-    assert "device" not in parts
-    assert "pip install -c constraints.txt -e '.[train]'" in done.stderr
+    assert parts["train"]["found"].startswith("missing: torch, ")
+    assert parts["train"]["fix"].endswith("doctor.py --install train")
+    assert parts["browser"]["fix"].endswith("doctor.py --install browser")
+    roads = {road["name"]: road for road in json.loads(done.stdout)["roads"]}
+    for road in roads.values():
+        assert parts["train"]["fix"] in [lack["fix"] for lack in road["missing"]]
+    assert "no teacher: no key, no server" in roads["off-policy"]["missing"][0]["what"]
+    assert done.stderr.count("doctor.py --install train\n") == 4  # the extra's, and each road's
+    assert "next: the lines above, then python scripts/doctor.py again" in done.stderr
     for arguments in (["--teacher", "smollm2"], ["--teacher-backend", "ollama"]):
         refused = bare(*arguments)
         assert refused.returncode == 2

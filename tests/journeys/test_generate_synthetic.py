@@ -1,7 +1,6 @@
 """generate_synthetic as its user meets it: in a process that is killed, interrupted, refused the disk, or not alone."""
 
 import ctypes
-import json
 import os
 import random
 import resource
@@ -13,7 +12,7 @@ from subprocess import Popen
 
 import pytest
 
-from tests.support.running import ROOT, ended, start
+from tests.support.running import ROOT, ended, read_rows, start
 from tests.support.synthetic import Town, town
 
 SLOW_S = 0.15
@@ -108,8 +107,9 @@ def test_a_second_run_at_once_is_refused_and_touches_nothing(place: Town, folder
     first.send_signal(signal.SIGINT)
     outcome = ended(first)
     assert outcome.code == 130, outcome.stderr
-    rejected = (folder / "out/rejected.jsonl").read_bytes()
-    assert [json.loads(line)["reason"] for line in rejected.splitlines()] == ["no_question"]
+    reasons = [row["reason"] for row in read_rows(folder / "out/rejected.jsonl")]
+    assert reasons.count("no_question") == 1
+    assert set(reasons) <= {"no_question", "duplicate"}  # the slower the machine, the more questions
 
 
 def test_a_second_run_with_overwrite_is_refused_too(place: Town, folder: Path) -> None:

@@ -210,10 +210,10 @@ def test_a_missing_extra_is_named_with_the_line_that_installs_it(workspace: Path
         async with assistant(workspace, python=python) as we:
             last = await we.finished(await we.done("train_gold", **{**GOLD, "student": "smollm2"}, config={}))
             assert last.state == "failed"
-            assert "pip install -e '.[train]'" in last.data["error"]
+            assert "--install train" in last.data["error"]
             assert "Traceback" not in as_json(last)
             checked = await we.finished(await we.done("check_setup"))
-            assert "pip install" in as_json(checked)
+            assert "--install train" in as_json(checked)
 
     talk(conversation)
 

@@ -262,7 +262,7 @@ def test_the_losses_are_those_of_the_model_itself(scene: Scene, tmp_path: Path) 
         assert words in outcome.stderr, words
 
 
-@pytest.mark.parametrize("backend", ["sglang", "fireworks"])
+@pytest.mark.parametrize("backend", ["sglang", pytest.param("fireworks", marks=pytest.mark.slow)])
 def test_another_wire_tells_the_same(scene: Scene, tmp_path: Path, backend: str) -> None:
     with scene.teacher(dialect=backend) as teacher:
         scene.run(tmp_path / "run", teacher, *EVERY, backend=backend)
@@ -273,16 +273,16 @@ def test_another_wire_tells_the_same(scene: Scene, tmp_path: Path, backend: str)
     assert np.allclose(losses, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("status", [401, 400])
-def test_the_key_is_nowhere_not_even_when_the_server_repeats_it(scene: Scene, tmp_path: Path, status: int) -> None:
+def test_the_key_is_nowhere_not_even_when_the_server_repeats_it(scene: Scene, tmp_path: Path) -> None:
     said = json.dumps({"error": {"message": f"the key Bearer {KEY} is wrong, {KEY}!"}}).encode()
     output = tmp_path / "run"
     with scene.teacher() as teacher:
         scene.run(output, teacher, *SHORT, "--save-every", "1")
-        teacher.spoil = lambda received: Reply(status, said) if received.method == "POST" else None
-        refused = scene.start(tmp_path / "refused", teacher, *SHORT).ended()
-    assert refused.code == 2, refused.stderr
-    assert "***" in refused.stderr
+        for status in (401, 400):
+            teacher.spoil = lambda received, status=status: Reply(status, said) if received.method == "POST" else None
+            refused = scene.start(tmp_path / f"refused{status}", teacher, *SHORT).ended()
+            assert refused.code == 2, refused.stderr
+            assert "***" in refused.stderr
     files = [path for path in (*tmp_path.rglob("*"), *scene.folder.glob(".*")) if path.is_file()]
     assert any(path.suffix == ".sqlite" for path in files)
     assert any(path.name.startswith(".err") for path in files)
@@ -550,7 +550,7 @@ def test_a_dry_run_asks_for_the_price_alone(scene: Scene, tmp_path: Path) -> Non
     assert "4 requests of about" in outcome.stderr
 
 
-@pytest.mark.parametrize("noise", [0.5, 1.5])
+@pytest.mark.parametrize("noise", [0.5, pytest.param(1.5, marks=pytest.mark.slow)])
 def test_replicas_that_disagree_are_refused_unless_that_is_accepted(scene: Scene, tmp_path: Path, noise: float) -> None:
     """The smaller noise is little in itself, and much beside the distance of this student to its teacher."""
     output = tmp_path / "run"
@@ -617,7 +617,11 @@ def speaker(scene: Scene) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("mode", MODES, ids=["probe", "teacher-text", "rubric", "pairwise"])
+@pytest.mark.parametrize(
+    "mode",
+    [*MODES[:3], pytest.param(MODES[3], marks=pytest.mark.slow)],
+    ids=["probe", "teacher-text", "rubric", "pairwise"],
+)
 def test_a_chat_teaches_in_a_mode_that_was_named_and_a_killed_run_goes_on(
     scene: Scene, speaker: Path, tmp_path: Path, mode: Mode
 ) -> None:

@@ -464,7 +464,7 @@ def test_folders_that_are_not_this_runs(scene: Scene) -> None:
     shutil.rmtree(run)
     models = make_models(scene.folder / "models")
     argv = options_of(models, scene.folder / "train.jsonl", run, "--max-steps", "1")
-    gold = fork_server().start(scene.folder, *argv).ended()
+    gold = scene.server.start(scene.folder, *argv, command="train_gold").ended()
     assert gold.code == 0, gold.stderr
     for more in ((), ("--resume",), ("--overwrite",)):
         said = scene.refuses(*more)

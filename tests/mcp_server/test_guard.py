@@ -29,6 +29,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "run_rollouts": {"model": "gpt-5.2", "num_rollouts": 1},
     "convert_rollouts": {"dir": "rollouts", "output": "train.jsonl"},
     "doctor": {},
+    "teachers": {},
 }
 """What makes each command that is a tool complete."""
 

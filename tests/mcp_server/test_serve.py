@@ -141,21 +141,6 @@ def test_nothing_heavy_is_loaded_and_no_model_of_a_command_before_it_is_asked_fo
     assert done.stdout.splitlines() == ["[]", "[]"], done.stderr
 
 
-def test_without_the_mcp_package_one_line_says_how_to_install_it(tmp_path: Path):
-    code = (
-        "import runpy, sys\n"
-        "sys.modules['mcp'] = sys.modules['mcp_types'] = None\n"
-        f"sys.argv = [{SERVER!r}]\n"
-        f"runpy.run_path({SERVER!r}, run_name='__main__')\n"
-    )
-    done = run(tmp_path, "-c", code)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
-    assert "the package mcp, which is not installed" in line
-    assert "pip install -c constraints.txt -e '.[mcp]'" in line
-
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [

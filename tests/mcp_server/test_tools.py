@@ -24,11 +24,12 @@ from mcp_server.tool import Tool
 from mcp_server.words import COMMAND_OF, told
 from tests.mcp_server.conftest import Caller, Era, called
 from tests.support import rollouts
-from tests.support.running import Mock, questions, read_rows, write_rows
+from tests.support.price_lists import PriceLists
+from tests.support.running import Mock, questions, read_rows, small_server, write_rows
 
 TOOLS = [
-    *("generate_teacher_data", "run_rollouts", "convert_rollouts", "generate_synthetic", "check_data", "make_student"),
-    *("train_sft", "train_gold", "evaluate", "compare_tokenizers", "check_setup"),
+    *("generate_teacher_data", "list_teachers", "run_rollouts", "convert_rollouts", "generate_synthetic"),
+    *("check_data", "make_student", "train_sft", "train_gold", "evaluate", "compare_tokenizers", "check_setup"),
     *("list_jobs", "get_job", "cancel_job", "read_rows"),
 ]
 
@@ -82,7 +83,7 @@ def test_read_only_beats_every_toolset(workspace: Path, era: Era):
 
 def test_toolsets_choose_and_jobs_are_always_there(workspace: Path, era: Era):
     names = listed(Settings(workspace, toolsets=frozenset({"data"})), era)
-    assert [TEXTS[name].toolset for name in names] == ["data"] * 5 + ["jobs"] * 5
+    assert [TEXTS[name].toolset for name in names] == ["data"] * 6 + ["jobs"] * 5
     refusal = Caller(build(Settings(workspace, toolsets=frozenset({"data"}))), era, {})("train_sft")
     assert refusal.is_error
     assert "toolset train" in refusal.text
@@ -184,10 +185,38 @@ def test_work_that_fails_says_why_in_words_of_tools(call: Caller):
     assert "next: mend what the error says, then call convert_rollouts again" in text
 
 
-def test_check_setup_says_what_is_installed(ask: Caller):
+def test_check_setup_says_what_is_installed_and_what_each_road_lacks(ask: Caller):
     done = ask.done("check_setup")
     assert {part["name"] for part in done["result"]["parts"]} >= {"python", "mcp"}
+    assert [road["name"] for road in done["result"]["roads"]] == ["off-policy", "rollout-distill", "on-policy"]
     assert done["tool"] == "check_setup"
+
+
+def test_check_setup_looks_at_a_file_and_installs_nothing(ask: Caller, workspace: Path):
+    write_rows(workspace / "prompts.jsonl", questions(3))
+    seen = ask.done("check_setup", data="prompts.jsonl")["result"]["data"]
+    assert (seen["kind"], seen["count"]) == ("prompts", 3)
+    assert "outside the workspace" in ask.refused("check_setup", data="/etc/passwd")
+    refused = ask.refused("check_setup", config={"install": ["train"]})
+    assert "installs packages, which callers of tools may not do" in refused
+    assert "install" not in input_schema("check_setup")["properties"]
+
+
+def test_list_teachers_reads_the_list_of_a_server_and_sends_no_foreign_key(
+    ask: Caller, workspace: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_rows(workspace / "prompts.jsonl", questions(2))
+    with small_server(PriceLists()) as server:
+        where = {"backend": "openrouter", "base_url": server.url, "max_tokens": 100}
+        done = ask.done("list_teachers", input="prompts.jsonl", tools=True, config=where)
+        assert [each["model"] for each in done["result"]["teachers"]][:2] == ["lone/leaving", "acme/small"]
+        # 2 prompts of 22 bytes are 11 tokens; acme/small: 11 at 0.1 and 200 at 0.4 USD a million
+        assert done["result"]["teachers"][1]["cost_at_most_usd"] == pytest.approx((11 * 0.1 + 200 * 0.4) / 1e6)
+        asked = len(server.received)
+        (workspace / ".env").write_text("OPENROUTER_API_KEY=sk-or-0123456789abcdef\n", encoding="utf-8")
+        refused = ask.refused("list_teachers", config=where)
+        assert "OPENROUTER_API_KEY is the key of a provider" in refused
+        assert len(server.received) == asked
 
 
 # ---- long work -------------------------------------------------------------------------------------------------------
@@ -234,6 +263,7 @@ def test_a_dry_run_that_loads_a_model_is_long_work(ask: Caller, workspace: Path)
         ("check_data", {"data": "d", "judge": "a/b", "dry_run": True}, True),
         ("check_setup", {}, True),
         ("check_setup", {"teacher": "smollm2"}, False),
+        ("list_teachers", {"input": "p"}, True),
         ("evaluate", {"student": "s"}, False),
         ("evaluate", {"student": "s", "dry_run": True}, True),
         ("evaluate", {"compare": ["a", "b"]}, True),

@@ -164,12 +164,14 @@ class ForkServer:
         file_bytes: int | None = None,
         before: str | None = None,
         variables: Mapping[str, str] | None = None,
+        command: str | None = None,
     ) -> Process:
-        """The server's command in `folder`. file_bytes, before: see the server. variables: of its environment."""
+        """The server's command in `folder`, or another, which has to import more. file_bytes, before: see the server.
+        variables: of its environment."""
         self._count += 1
         out, err = folder / f".out{self._count}", folder / f".err{self._count}"
         job = {
-            "command": self.command,
+            "command": command or self.command,
             "argv": list(argv),
             "folder": str(folder),
             "environment": {**self._environment, **(variables or {})},

@@ -23,11 +23,13 @@ TEXTS = {
     "generate_synthetic": {"mix", "question_price", "language"},
     "check_data": {"prompt_key", "tasks", "language", "require", "judge_price", "teacher_price"},
     "doctor": {"teacher_extra_body", "teacher_price"},
+    "teachers": {"search", "prompt_key", "system"},
     "jobs": {"job"},
     "mcp_server": {"toolsets"},
 }
 """Options that are only texts: nothing is read, started or asked by their value. A new one belongs here after a look,
 or gets `Option(names=...)`."""
+GUARDED = ("code", "program", "packages", "key", "url", "host", "named model")
 OF_TEACHERS = {"system", "price", "preferred_quant", "device_map", "extra_body"}
 """The same, of the commands that ask a teacher."""
 
@@ -64,7 +66,7 @@ def test_the_marks_that_a_guard_rests_on() -> None:
         f"{command}.{name}": option.names
         for command in COMMANDS
         for name in load(command).model_fields
-        if (option := load(command).option(name)).names in ("code", "program", "key", "url", "host", "named model")
+        if (option := load(command).option(name)).names in GUARDED
     }
     assert marked == {
         "generate_teacher_data.base_url": "url",
@@ -93,6 +95,9 @@ def test_the_marks_that_a_guard_rests_on() -> None:
         "check_data.judge_api_key_env": "key",
         "doctor.teacher_base_url": "url",
         "doctor.teacher_api_key_env": "key",
+        "doctor.install": "packages",
+        "teachers.base_url": "url",
+        "teachers.api_key_env": "key",
         "mcp_server.host": "host",
         "mcp_server.allow_host": "host",
         "mcp_server.allow_url": "url",

@@ -473,7 +473,7 @@ def test_what_cannot_be_run_is_refused_before_anything_is_asked(bench: Bench):
     assert "pictures" in refusal(bench, "seeing")
     assert "nothing" in refusal(bench, "nothing")
     assert "none.jsonl" in refusal(bench, "nothing")
-    assert "pip install nobody_has_this" in refusal(bench, "needs")
+    assert "-m pip install nobody_has_this" in refusal(bench, "needs")
     assert "is no folder" in refusal(bench, "needs", tasks_dir=bench.folder / "nowhere")
 
 

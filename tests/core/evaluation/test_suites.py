@@ -52,7 +52,7 @@ def test_ifeval_without_its_packages_names_them_and_the_line_that_installs_them(
     options: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(suites, "IFEVAL_NEEDS", ("json", "no_such_package"))
-    with pytest.raises(MissingDependency, match=r"ifeval needs the package no_such_package.*lm-eval\[ifeval\]"):
+    with pytest.raises(MissingDependency, match=r"ifeval needs the package no_such_package.*doctor.py --install eval"):
         names(**options)
     assert names(suite=["offline"])
 

@@ -52,6 +52,8 @@ def test_work_that_runs_a_model_here_waits_for_its_device_and_the_rest_for_none(
     assert device("doctor") is None
     assert device("doctor", teacher="smollm2") == here
     assert device("doctor", teacher="x", teacher_backend="vllm") is None
+    assert device("doctor", teacher="smollm2", data="rows.jsonl") is None  # only the file is looked at
+    assert device("teachers", input="prompts.txt") is None
     assert device("doctor", teacher="x", teacher_base_url="http://localhost:1/v1") is None
     for command, options in (("show", {"path": "x"}), ("convert_rollouts", {})):
         assert device(command, **options) is None

@@ -216,5 +216,5 @@ print(near.find("a third text of some that are alike"))
 
 def test_without_datasketch_the_line_that_installs_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasketch", None)
-    with pytest.raises(MissingDependency, match=r"datasketch.*\[data\]"):
+    with pytest.raises(MissingDependency, match=r"datasketch.*doctor\.py --install data$"):
         NearDuplicates(0.8)

@@ -110,7 +110,7 @@ def with_another_digit(text: str, place: int, step: int) -> str:
 
 
 def test_a_long_text_takes_no_time() -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     for unit in (
         "1",
         "1 ",
@@ -125,4 +125,4 @@ def test_a_long_text_takes_no_time() -> None:
         "-----BEGIN PRIVATE KEY-----\n",
     ):
         personal(unit * (200_000 // len(unit)))
-    assert time.perf_counter() - began < 20
+    assert time.process_time() - began < 20

@@ -116,7 +116,7 @@ def test_the_share_of_repeated_runs_of_a_hand_counted_text() -> None:
 
 
 def test_a_long_text_takes_no_time() -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     for unit in ("a", "a ", "ab ", "a b c ", "```\n", "|\n", "0 ", "{"):
         repetition(unit * (200_000 // len(unit)))
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10

@@ -64,11 +64,11 @@ def test_an_expression_has_its_exact_value(expression: str, value: Any) -> None:
     ],
 )
 def test_what_is_not_plain_arithmetic_is_refused_with_a_reason(expression: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(ValueError, match=r"\w") as caught:
         value_of(expression)
     assert type(caught.value) is ValueError
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 0.5
 
 
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
@@ -169,11 +169,11 @@ def test_another_calculation_is_wrong(answer: str) -> None:
 
 
 def test_a_long_line_is_read_in_no_time() -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     for text in ("1" * 200_000, "1 " * 100_000, "(" * 200_000, "1" + " " * 200_000, "1 + " * 50_000, "-" * 200_000):
         assert not countdown_right((1, 2), 3, text)
         assert not number_right("3", text)
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 # ---- numbers -------------------------------------------------------------------------------------------------------

@@ -70,9 +70,9 @@ def test_malformed_arguments_are_shown_as_they_stand():
 
 def test_tags_that_are_never_closed_stay_text_and_cost_no_time():
     text = "<think>" * 200_000 + "<tool_call>" * 200_000
-    began = time.perf_counter()
+    began = time.process_time()
     messages = read_messages([{"role": "assistant", "content": text}])
-    assert time.perf_counter() - began < 5  # linear: about 0.2 s; quadratic: hours
+    assert time.process_time() - began < 5  # linear: about 0.2 s; quadratic: hours
     assert messages[0].parts == [Part("text", text)]
 
 

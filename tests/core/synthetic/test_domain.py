@@ -389,7 +389,7 @@ def test_a_domain_with_a_schema_asks_for_the_extra_where_jsonschema_is_missing(t
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=False)
     assert MissingDependency.__name__ in ended.stderr
-    assert "pip install -e '.[data]'" in ended.stderr
+    assert "doctor.py --install data" in ended.stderr
 
 
 # ---- names -----------------------------------------------------------------------------------------------------------
@@ -446,7 +446,8 @@ REFERENCE = Path(__file__).parents[3] / "skills" / "on-policy" / "references" / 
 
 
 def test_the_complete_file_in_the_reference_is_one(tmp_path: Path):
-    (block,) = re.findall(r"```yaml\n(.*?)```", REFERENCE.read_text(encoding="utf-8"), re.DOTALL)
+    _, complete = REFERENCE.read_text(encoding="utf-8").split("\n## A complete file\n")
+    block = re.findall(r"```yaml\n(.*?)```", complete, re.DOTALL)[0]
     (tmp_path / "bike_workshop.yml").write_text(block, encoding="utf-8")
     workshop = load_domain(str(tmp_path / "bike_workshop.yml"))
     assert workshop.name == "bike_workshop"

@@ -706,7 +706,7 @@ def test_the_package_that_is_not_installed(place: Town, monkeypatch: pytest.Monk
     outcome = place.run("-n", "4")
     assert outcome.code == 2
     assert "datasketch" in outcome.stderr
-    assert "pip install -e '.[data]'" in outcome.stderr
+    assert "doctor.py --install data" in outcome.stderr
     assert place.asked == 0
 
 

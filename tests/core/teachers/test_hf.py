@@ -166,7 +166,7 @@ def test_a_model_that_is_nowhere_is_named_with_all_places_that_were_tried(monkey
 
 
 def test_four_bit_weights_need_their_package():
-    with pytest.raises(UsageError, match=r"bitsandbytes, which is not installed\. Run: pip install bitsandbytes"):
+    with pytest.raises(UsageError, match=r"bitsandbytes, which is not installed\. Run: .* -m pip install bitsandbytes"):
         HfTeacher("smollm2", **{**OPTIONS, "load_in_4bit": True})
 
 

@@ -198,7 +198,7 @@ def test_batches_shrink_when_the_device_has_no_room_and_a_text_that_is_too_long_
 
 
 def test_four_bit_weights_need_their_package():
-    with pytest.raises(UsageError, match=r"bitsandbytes, which is not installed\. Run: pip install bitsandbytes"):
+    with pytest.raises(UsageError, match=r"bitsandbytes, which is not installed\. Run: .* -m pip install bitsandbytes"):
         HfScorer("smollm2", **{**OPTIONS, "load_in_4bit": True})
 
 

@@ -331,7 +331,7 @@ def opening_fails(tools: BrowserTools) -> str:
 
 def test_without_playwright_the_line_that_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "playwright.async_api", None)
-    assert "pip install -e '.[browser]'" in opening_fails(BrowserTools())
+    assert "doctor.py --install browser" in opening_fails(BrowserTools())
 
 
 @pytest.mark.browser

