@@ -33,7 +33,7 @@ from typing import Any, NoReturn
 
 LEAST = (3, 11)
 NAMES = ("python3.13", "python3.12", "python3.11", "python3.14", "python3", "python")
-"""Pythons to look for, those first for which all packages have wheels."""
+"""Pythons to look for where the running one will not do."""
 MODULES = {
     "": ("aiohttp", "cyclopts", "dotenv", "orjson", "psutil", "pydantic", "tqdm", "yaml"),
     "mcp": ("mcp",),
@@ -70,7 +70,7 @@ def start(root: str, script: str, argv: Sequence[str]) -> NoReturn:
 def serve(root: str, argv: Sequence[str]) -> None:
     """Return where this Python can run the MCP server, else go on as another one that can."""
     extras = () if {"--help", "-h"} & set(argv) else ("mcp",)
-    decided = os.environ.pop("DISTILL_CHOSEN", None) == sys.executable
+    decided = os.environ.pop("DISTILL_CHOSEN", None) is not None  # what was chosen may start another: a shim does
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a client that is out of patience; the making goes on
     python = sys.executable if decided else chosen_or_exit(root, extras, argv, "mcp_server")
     signal.signal(signal.SIGINT, before)
@@ -141,19 +141,6 @@ def choose(root: str, extras: Sequence[str] = ()) -> str:
     return python_of(environment())
 
 
-def place(root: str) -> str:
-    """Where the running Python comes from, in a word or two."""
-    named = os.environ.get("DISTILL_PYTHON")
-    if named and absolute(named) == sys.executable:
-        return "DISTILL_PYTHON"
-    prefix = os.path.abspath(sys.prefix)
-    if prefix == os.path.join(os.path.abspath(root), ".venv"):
-        return ".venv"
-    if prefix == os.path.abspath(environment()):
-        return "data folder"
-    return "virtual environment" if is_isolated() else "system"
-
-
 def named_python(root: str, named: str, extras: Sequence[str]) -> str:
     """What DISTILL_PYTHON names. Raises Unable where it is none, is too old, or lacks packages."""
     python = absolute(named)
@@ -161,7 +148,9 @@ def named_python(root: str, named: str, extras: Sequence[str]) -> str:
         raise Unable(f"DISTILL_PYTHON={named} is no program. Name a Python 3.11 or newer, or unset it.")
     asked = [python, "-B", __file__, "missing", root, *extras]
     try:
-        told = subprocess.run(asked, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60, check=True).stdout
+        told = subprocess.run(
+            asked, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60, check=True
+        ).stdout
         version, lacks = json.loads(told.decode())
     except (OSError, ValueError, subprocess.SubprocessError):
         raise Unable(f"DISTILL_PYTHON={named} does not run as a Python. Name another, or unset it.") from None
@@ -203,8 +192,9 @@ def has_modules(python: str, extras: Sequence[str] = ()) -> bool:
     if any(all(os.path.isdir(os.path.join(one, module)) for module in modules) for one in glob.glob(folder)):
         return True
     code = f"import importlib.util as u; assert all(map(u.find_spec, {modules!r}))"  # packages of elsewhere
+    line, nothing = [python, "-I", "-c", code], subprocess.DEVNULL  # -I: the current folder is somebody's project
     try:
-        return subprocess.run([python, "-c", code], stderr=subprocess.DEVNULL, timeout=60).returncode == 0
+        return subprocess.run(line, stdin=nothing, stdout=nothing, stderr=nothing, timeout=60).returncode == 0
     except (OSError, subprocess.SubprocessError):
         return False
 
@@ -420,7 +410,7 @@ def others() -> Iterator[str]:
     for name in NAMES:
         for folder in places:
             python = os.path.join(folder, name)
-            if folder and os.access(python, os.X_OK) and os.path.realpath(python) not in seen:
+            if os.path.isabs(folder) and os.access(python, os.X_OK) and os.path.realpath(python) not in seen:
                 seen.add(os.path.realpath(python))
                 yield python
 

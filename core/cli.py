@@ -72,7 +72,7 @@ def run(name: str, argv: Sequence[str]) -> tuple[int, bool]:
     except DistillError as error:
         rank = other_process()
         if rank is None:
-            print(f"{name}: error: {error}", file=sys.stderr)
+            print(f"{name}: error: {as_typed(str(error))}", file=sys.stderr)
         elif not isinstance(error, Elsewhere):
             first = str(error).partition("\n")[0]  # all of it is said by the first process
             print(f"{name}: process {rank}: {first}", file=sys.stderr)
@@ -109,7 +109,8 @@ def _run_parsed(name: str, model: "type[Command]", argv: Sequence[str]) -> tuple
     from .data.progress import open_progress
 
     door = {field: flags.pop(field, None) for field, _, _ in general_options(model)}
-    command, origins = resolve(model, flags, os.environ, dotenv(), door.get("config"))
+    written = dotenv() if model.reads_dotenv else {}
+    command, origins = resolve(model, flags, os.environ, written, door.get("config"))
     if door.get("background"):
         in_background(name, command, origins, door)
         return ExitCode.DONE, False
@@ -127,7 +128,7 @@ def _run_parsed(name: str, model: "type[Command]", argv: Sequence[str]) -> tuple
     if door["json_"] and not silent:
         print_all(result.model_dump_json())
     if not silent:
-        print(result.summary(), file=sys.stderr)
+        print(as_typed(result.summary()), file=sys.stderr)
     return result.exit_code, at_once
 
 
@@ -187,7 +188,7 @@ def in_background(name: str, command: "Command", origins: dict[str, str], door: 
     waits = f" waits for {job.device} behind {job.ahead} more" if job.ahead else " is started"
     print(
         f"the job{waits}; it goes on when this terminal is closed\n"
-        f"next: python scripts/jobs.py log {job.id} -f     (or show, or cancel)",
+        + as_typed(f"next: python scripts/jobs.py log {job.id} -f     (or show, or cancel)"),
         file=sys.stderr,
     )
 
@@ -301,6 +302,20 @@ def general_options(model: "type[Command]") -> list[tuple[str, Any, str]]:
     file."""
     left_out = {*model.model_fields, *(() if model.as_job else ("background",))}
     return [option for option in GENERAL_OPTIONS if option[0] not in left_out]
+
+
+def as_typed(text: str) -> str:
+    """A text whose lines to run next name the launcher's folder, where a launcher was typed: the user is in a project
+    of their own, which has no scripts/."""
+    launcher = os.environ.get("DISTILL_LAUNCHER")
+    if not launcher:
+        return text
+
+    def path(found: re.Match[str]) -> str:
+        beside = Path(launcher).parent / found[1]
+        return f"python3 {shlex.quote(str(beside if beside.is_file() else ROOT / 'scripts' / found[1]))}"
+
+    return re.sub(r"\bpython scripts/(\w+\.py)\b", path, text)
 
 
 def print_all(text: str) -> None:

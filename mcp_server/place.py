@@ -32,7 +32,7 @@ def choose(named: Path | None) -> Place:
        and are themselves where the user is
     4. `workspace` in the user's data folder of distill, which is made
 
-    Raises OSError where the last one cannot be made.
+    Raises OSError where the last one cannot be made, bootstrap.Unable where there is no home folder for it.
     """
     if named is not None:
         return Place(named, "as named")
@@ -64,4 +64,4 @@ def is_usable(folder: Path) -> bool:
     if not folder.is_absolute() or not folder.is_dir():
         return False
     real = folder.resolve()
-    return not real.is_relative_to(BUNDLE) and real not in (Path(real.anchor), Path.home().resolve())
+    return not real.is_relative_to(BUNDLE) and real not in (Path(real.anchor), Path(os.path.expanduser("~")).resolve())

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast
 
+from core.bootstrap import Unable
 from core.commands.mcp_server import McpServer, Served
-from core.data.environment import credential
+from core.data.environment import credential, dotenv
 from core.data.run import Run
 from core.data.secrets import RedactingStream
 from core.data.text import one_line, path_text
@@ -26,6 +27,8 @@ def serve(options: McpServer, run: Run) -> Served:
     Ctrl-C and SIGTERM end it at once: nothing lives in this process that would have to be saved.
     """
     with stderr_without_secrets():
+        for key in unread():
+            run.progress.note(f"{key} in .env is not used: a folder does not set up the server. Export it.")
         with stdout_to_stderr():  # modules may print when they are imported
             server = made(options)
         if options.http:
@@ -49,13 +52,15 @@ def made(options: McpServer) -> "DistillServer":
     from .server import build
     from .texts import INSTRUCTIONS
 
+    name_one = "Name one with --workspace or DISTILL_WORKSPACE."
     try:
         place = choose(options.workspace)
     except OSError as error:
         raise UsageError(
-            f"no folder to work in: {error.filename} cannot be made ({error.strerror}). Name one with --workspace or "
-            "DISTILL_WORKSPACE."
+            f"no folder to work in: {error.filename} cannot be made ({error.strerror}). {name_one}"
         ) from None
+    except Unable:
+        raise UsageError(f"no folder to work in: no project, and no home folder (HOME). {name_one}") from None
     settings = Settings(
         workspace=place.folder,
         toolsets=frozenset(options.toolsets),  # pyright: ignore[reportArgumentType]  McpServer has looked at them
@@ -69,6 +74,15 @@ def made(options: McpServer) -> "DistillServer":
     server = build(settings, instructions=told)
     os.chdir(server.door.workspace.root)
     return server
+
+
+def unread() -> list[str]:
+    """The server's own settings that stand in `.env` of the current folder."""
+    try:
+        written = dotenv()
+    except UsageError:  # said by whatever wants a key
+        return []
+    return [key for name in McpServer.model_fields for key in McpServer.option(name).env_keys if written.get(key)]
 
 
 def place_text(place: "Place") -> str:

@@ -42,7 +42,7 @@ class Workspace:
 
     def __init__(self, root: str | Path) -> None:
         """Raises UsageError for what is no folder, and for the whole machine."""
-        given = Path(root).expanduser().absolute()
+        given = Path(os.path.expanduser(root)).absolute()
         self.root = Path(os.path.realpath(given))
         if not self.root.is_dir():
             raise UsageError(f"the workspace {given} is no folder. Make it, or name another one with --workspace.")

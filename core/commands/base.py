@@ -100,6 +100,8 @@ class Command(BaseModel):
     """What starts it, where that is no script of its name."""
     as_job: ClassVar[bool] = True
     """Whether it can run in the background. Not what is over at once, or serves somebody."""
+    reads_dotenv: ClassVar[bool] = True
+    """Whether `.env` of the current folder sets its options, too. Not those of what others start in unseen folders."""
     headings: ClassVar[tuple[str, ...]] = ()
     """The order of the options' groups; by default that of the fields."""
     ignored_env: ClassVar[dict[str, str]] = {}

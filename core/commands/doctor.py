@@ -295,7 +295,7 @@ class Diagnosis(Result):
     def _next(self) -> str:
         if all(road.missing for road in self.roads):
             return "the lines above, then python scripts/doctor.py again"
-        return "python scripts/doctor.py with --data FILE, or with --teacher NAME (.env names none)"
+        return "python scripts/doctor.py with --data FILE, or with --teacher NAME"
 
 
 def _of_parts(parts: list[Found]) -> list[str]:

@@ -1,5 +1,6 @@
 """Options and result of `generate_teacher_data`."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -9,6 +10,7 @@ from .base import Option, Result
 from .teacher import LOCAL, MONEY, RUN, SAMPLING, TEACHER, TeacherOptions
 
 INPUT, KEEP = "Input and output", "What to keep"
+TRAIN = Path("train.jsonl")
 
 
 class GenerateTeacherData(TeacherOptions):
@@ -29,7 +31,7 @@ class GenerateTeacherData(TeacherOptions):
 
     input: Annotated[str, Option(INPUT, "-i", mcp="Prompts: a file or hf:owner/name.", names="data")]
     """Prompts: a .txt, .jsonl, .json, .csv or .parquet file, hf:owner/name[:split], or - for standard input."""
-    output: Annotated[Path, Option(INPUT, "-o", mcp=True)] = Path("train.jsonl")
+    output: Annotated[Path, Option(INPUT, "-o", mcp=True)] = TRAIN
     """File that the rows are appended to."""
     prompt_key: Annotated[str, Option(INPUT)] = "prompt"
     """Column or key that holds the prompt."""
@@ -187,5 +189,10 @@ class Generated(Result):
         elif self.remaining:
             lines.append("next: the same command again asks only for what is missing")
         elif self.rows_in_output:
-            lines.append(f"next: python scripts/show.py {self.output}; train_sft.py trains a student on it")
+            rows = shlex.quote(str(self.output))
+            lines.append(f"next: python scripts/show.py {rows}; python scripts/check_data.py {rows}{self._training()}")
         return "\n".join(lines)
+
+    def _training(self) -> str:
+        """What follows the check of rows to train on; those of another name may be a test set."""
+        return " --fix clean.jsonl; train_sft.py trains on the rows that pass" if self.output.name == TRAIN.name else ""

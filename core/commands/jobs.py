@@ -31,7 +31,7 @@ class Jobs(Command):
     """list: the jobs here, the newest first.   show: all about one.   log: the end of what it wrote.
     cancel: ask it to end; what is finished is kept."""
     job: Annotated[str | None, Option(WHAT, positional=True)] = Field(default=None, min_length=1)
-    """The job, by its id or the beginning of it (default: the newest)."""
+    """The job, by its id or the beginning of it (default: the newest; cancel wants it named)."""
     follow: Annotated[bool, Option(WHAT, "-f")] = False
     """log: go on until the job has ended.   cancel: wait until it has."""
 
@@ -45,7 +45,7 @@ class Jobs(Command):
         if self.action == "list" and self.job is not None:
             raise ValueError(f"list takes no job; did you mean: show {self.job}")
         if self.action == "cancel" and self.job is None:
-            raise ValueError("cancel needs the job: its id or the beginning of it")
+            raise ValueError("cancel needs the job: its id or the beginning of it (python scripts/jobs.py lists them)")
         if self.follow and self.action not in ("log", "cancel"):
             raise ValueError(f"--follow is for log and cancel, not for {self.action}")
         return self

@@ -21,6 +21,7 @@ class McpServer(Command):
     work: ClassVar[str] = "mcp_server.serve:serve"
     program: ClassVar[str | None] = "python -m mcp_server"
     as_job: ClassVar[bool] = False
+    reads_dotenv: ClassVar[bool] = False  # an assistant starts it in every folder, with whoever's .env
     examples: ClassVar[tuple[str, ...]] = (
         "python -m mcp_server",
         "python -m mcp_server --workspace ~/distillation --toolsets data,train --max-cost 5",
@@ -30,7 +31,8 @@ class McpServer(Command):
 
     workspace: Annotated[Path | None, Option(WHAT, "-w", env="DISTILL_WORKSPACE")] = None
     """The folder that callers may read and write in (default: the current one, or where that is the home folder or the
-    bundle itself, the one in which the assistant was started). Its .env is read for keys."""
+    bundle itself, the one in which the assistant was started). Its .env is read for keys and for options of commands,
+    not for these."""
     toolsets: Annotated[list[str], Option(WHAT, env="DISTILL_TOOLSETS")] = Field(default=list(TOOLSETS), min_length=1)
     """Which tools: data, train, eval; repeat it or separate by commas. Those for jobs are always there."""
     read_only: Annotated[bool, Option(WHAT, env="DISTILL_READ_ONLY")] = False

@@ -1,6 +1,7 @@
 """Options and result of `run_rollouts`."""
 
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -216,6 +217,10 @@ class RolloutPlan(Result):
     status: Literal["dry_run"] = "dry_run"  # pyright: ignore[reportIncompatibleVariableOverride]
     prompts: int
     bad_rows: int
+    without_expected_answer: int = 0
+    """Prompts with nothing to compare a final answer with, unless --rewards or --check none was given."""
+    unused_answer_keys: dict[str, int] = Field(default_factory=dict[str, int])
+    """Keys of theirs that look like an answer, which is not compared."""
     rollouts_wanted: int
     rollouts_there: int
     rollouts_to_run: int
@@ -237,6 +242,7 @@ class RolloutPlan(Result):
         lines = [
             f"dry run: nothing was asked or paid. Teacher {self.model} through {self.backend}.",
             f"  prompts     {self.prompts:,}" + (f", and {self.bad_rows:,} unusable rows" if self.bad_rows else ""),
+            *self._answers(),
             f"  rollouts    {self.rollouts_wanted:,} wanted, {self.rollouts_there:,} there already, "
             f"{self.rollouts_to_run:,} to run",
             f"  tools       {len(self.tools)}" + (f": {shown}" if self.tools else ""),
@@ -256,6 +262,18 @@ class RolloutPlan(Result):
         lines.append(f"next: the same command without --dry-run{bound}")
         return "\n".join(lines)
 
+    def _answers(self) -> list[str]:
+        """What to know about prompts without an expected answer."""
+        if not self.without_expected_answer:
+            return []
+        lines = [
+            f"  answers     {self.without_expected_answer:,} of {self.prompts:,} prompts have no expected_answer: any "
+            "final answer counts as a success"
+        ]
+        for key, count in self.unused_answer_keys.items():
+            lines.append(f'              {count:,} have "{key}", which is not compared: name it expected_answer')
+        return lines
+
 
 class RolledOut(Result):
     """What a run added to its folder."""
@@ -269,8 +287,14 @@ class RolledOut(Result):
     complete: int
     """Rollouts of the wanted ones that are there now and did not end in an error."""
     successes: int
+    """Among the wanted rollouts that are there now, those of earlier runs included."""
+    judged: int
+    """How many of these ended by the model's doing: an answer, a limit of turns or tokens, an error of its own. Errors
+    of providers, time limits and tools that went away are no part of it."""
+    own_faults: int
+    """How many of the judged ended in an error of the model's own, such as broken tool calls: no successes."""
     success_rate: float | None
-    """Of the rollouts of this run that did not end in an error; None when there were none."""
+    """successes / judged; None when nothing is there to judge."""
     success_interval: tuple[float, float] | None
     """Wilson's 95 % interval of it."""
     unchecked: int
@@ -281,6 +305,8 @@ class RolledOut(Result):
     """Why rollouts ended in an error."""
     bad_rows: int
     remaining: int
+    prompts_left: int
+    """Prompts of the input beyond those of -n."""
     turns: dict[str, float]
     """Smallest, mean and largest number of turns."""
     tools_used: dict[str, int]
@@ -304,9 +330,13 @@ class RolledOut(Result):
         if self.success_rate is not None and self.success_interval:
             low, high = self.success_interval
             lines.append(
-                f"  success     {self.successes:,} of {sum(self.outcomes.values()) - self.outcomes.get('error', 0):,} "
+                f"  success     {self.successes:,} of {self.judged:,} "
                 f"({self.success_rate:.0%}, 95 % interval {low:.0%} to {high:.0%})"
             )
+            if self.own_faults:
+                lines.append(f"              {self.own_faults:,} ended in an error of the model's own: no success")
+            if left_out := self.wanted - self.judged:
+                lines.append(f"              {left_out:,} are missing or ended in another error: not counted")
             if self.unchecked:
                 lines.append(f"              {self.unchecked:,} have no expected answer: any final answer counts")
         if self.outcomes:
@@ -325,7 +355,22 @@ class RolledOut(Result):
             lines.append("interrupted: the same command goes on where it stopped")
         elif self.remaining:
             lines.append("next: the same command again runs what is missing or ended in an error")
+        elif self.prompts_left and self.output.name == "rollouts":
+            lines += [
+                f"next: read them: python scripts/show.py {shlex.quote(str(self.output))}",
+                f"  then the same command with --all --dry-run says what the other {self.prompts_left:,} prompts cost",
+            ]
         else:
-            there = f" -o {self.output.parent / 'train.jsonl'}" if str(self.output.parent) != "." else ""
-            lines.append(f"next: python scripts/convert_rollouts.py -d {self.output}{there}")
+            lines.append(f"next: {self.next_step}")
         return "\n".join(lines)
+
+    @property
+    def next_step(self) -> str:
+        """Rows for training; of a folder with a name of its own, which may be an evaluation, not in train.jsonl."""
+        folder = shlex.quote(str(self.output))
+        if self.output.name != "rollouts":
+            rows = shlex.quote(f"{self.output}.jsonl")
+            convert = f"python scripts/convert_rollouts.py -d {folder} -o {rows}"
+            return f"python scripts/show.py {folder}     (rows, where no prompt is held back: {convert})"
+        there = f" -o {shlex.quote(str(self.output.parent / 'train.jsonl'))}" if self.output.parent != Path() else ""
+        return f"python scripts/convert_rollouts.py -d {folder}{there}"

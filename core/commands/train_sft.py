@@ -302,6 +302,10 @@ class SftTrained(Result):
     """Rows, and tokens of the assistant in them, over all steps."""
     left_out: dict[str, int]
     """Rows that were left out, cut or changed, by reason."""
+    tool_rows: int = 0
+    """Rows with tool calls, held-out ones included."""
+    adapter: bool = False
+    """best/ and final/ are LoRA adapters, without the model that they belong to."""
     seconds: float
     curves: Path | None = None
     gguf: list[Path] = Field(default_factory=list[Path])
@@ -331,6 +335,18 @@ class SftTrained(Result):
             lines.append("interrupted: the same command with --resume goes on")
         elif self.before and self.best and self.best["val_loss"] >= self.before["val_loss"]:
             lines.append("next: the held-out loss never fell. Look at the rows with show, lower --learning-rate")
+        elif self.tool_rows:
+            lines += [
+                "next: let it work on prompts that were held back, with the tools of the rows, and count"
+                + (
+                    " (best/ is an adapter: merge it into its model first, or train with --merge):" * self.adapter
+                    or ":"
+                ),
+                "  python scripts/run_rollouts.py --input test.jsonl --tools tools.py --backend hf --model "
+                f"{self.output / 'best'} --temperature 0 --max-tokens 512 --all --output rollouts-student",
+                f"  python scripts/evaluate.py --student {self.output / 'best'} says what was forgotten, not whether "
+                "it calls tools",
+            ]
         else:
             lines.append(
                 f"next: python scripts/evaluate.py --student {self.output / 'best'} says whether it got better"

@@ -219,7 +219,7 @@ def _folder(path: Path, run: Run) -> DataSeen:
         notes=notes,
         prompt_tokens_estimate=size // 4,
         answer_tokens_estimate=0,
-        next={"rollout-distill": f"python scripts/convert_rollouts.py -d {shlex.quote(str(path))} -o train.jsonl"},
+        next={"rollout-distill": _conversion(path)},
     )
 
 
@@ -229,7 +229,6 @@ def _one_rollout(path: Path) -> DataSeen | None:
         rollout = read_rollout(path)
     except NotARollout:
         return None
-    folder = shlex.quote(str(path.parent))
     return DataSeen(
         path=str(path),
         kind="rollouts",
@@ -241,8 +240,14 @@ def _one_rollout(path: Path) -> DataSeen | None:
         notes=["it succeeded" if rollout.failure is None else f"it does not count as a success: {rollout.failure}"],
         prompt_tokens_estimate=rollout.size // 4,
         answer_tokens_estimate=0,
-        next={"rollout-distill": f"python scripts/convert_rollouts.py -d {folder} -o train.jsonl"},
+        next={"rollout-distill": _conversion(path.parent)},
     )
+
+
+def _conversion(folder: Path) -> str:
+    """Only the rollouts of `rollouts` become train.jsonl unasked: another folder may be an evaluation's."""
+    rows = "train.jsonl" if folder.name == "rollouts" else f"{folder.name}.jsonl"
+    return f"python scripts/convert_rollouts.py -d {shlex.quote(str(folder))} -o {shlex.quote(rows)}"
 
 
 def _counted(failures: Counter[str]) -> str:

@@ -1,19 +1,15 @@
 """`doctor`: one of four things: test a teacher, say what a file is, install, or look at what is here."""
 
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-from ..commands.doctor import EXTRAS, Diagnosis, Doctor, Found
+from ..commands.doctor import Diagnosis, Doctor, Found
 from ..data.run import Run
-from ..errors import MissingDependency, UsageError
+from ..errors import ROOT, MissingDependency, UsageError
 from .installed import distill, extras, python
 from .keys import dotenv_is_private, keys
 from .machine import devices, disk, memory
 from .outside import programs, servers
 from .roads import roads
-
-ROOT = Path(__file__).resolve().parents[2]
-"""The bundle; the folder of the installed packages where the library was installed as a wheel."""
 
 
 def doctor(options: Doctor, run: Run) -> Diagnosis:
@@ -71,6 +67,3 @@ def tested(options: Doctor, run: Run) -> Diagnosis:
         return Diagnosis(teacher=local(training, run) if training.is_local else server(options, training, run))
     except ModuleNotFoundError as missing:
         raise MissingDependency(str(missing.name), "testing a teacher", "train") from None
-
-
-__all__ = ["EXTRAS", "ROOT", "doctor"]

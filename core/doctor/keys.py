@@ -13,6 +13,8 @@ NONE = "none: teachers that run here need none; for others put a line OPENROUTER
 NAMED = ".env or the environment names one: --teacher tests it, with a few tiny requests, which an API is paid for"
 TEACHERS = ("TEACHER_BACKEND", "TEACHER_MODEL_ID", "TEACHER_GGUF_PATH", "TEACHER_GGUF", "TEACHER_BASE_URL")
 """Variables by which a teacher is named."""
+IGNORE = r"printf '\n.env\n' >> .gitignore"
+"""Begins with a line break: the file's last line may have none."""
 GIT_S = 3.0
 
 
@@ -49,7 +51,7 @@ def dotenv_is_private() -> list[Found]:
                 group="Keys",
                 name=".env",
                 found="is in git: whoever gets the repository gets the keys. Replace them, too",
-                fix="git rm --cached .env && echo .env >> .gitignore",
+                fix=f"git rm --cached .env && {IGNORE}",
             )
         ]
     if _git("check-ignore", "-q", ".env") == 1:
@@ -58,17 +60,21 @@ def dotenv_is_private() -> list[Found]:
                 group="Keys",
                 name=".env",
                 found="is not ignored by git: the next commit may publish the keys",
-                fix="echo .env >> .gitignore",
+                fix=IGNORE,
             )
         ]
     return []
 
 
 def _git(*arguments: str) -> int | None:
-    """The exit code; None where git is not there or does not answer."""
+    """The exit code; None where git is not there or does not answer. No program that a repository names is started."""
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=Path.cwd(), capture_output=True, stdin=subprocess.DEVNULL, timeout=GIT_S
+            ["git", "-c", "core.fsmonitor=false", *arguments],
+            cwd=Path.cwd(),
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            timeout=GIT_S,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from ..data.text import one_line
 from . import report_words as words
 from .comparison import baseline_of
-from .results import Difference, Report, TaskMetric
+from .results import CLOSENESS, Difference, Report, TaskMetric
 
 WIDTH = 80
 HEADS = ["", "items", "base", "model", "diff.", "95 % interval", "", "p"]
 BETWEEN = ["  ", "  ", "  ", "  ", "  ", " ", "  "]
+OF_ANSWERS = {"own_distinct_2": "different pairs of words", "own_truncated": "share cut off"}
+"""Metrics of closeness that are no main figures and stand below them: whether answers go in circles, or have no end."""
 LINES_MOST = 4
 """Of a reason why something is missing; the report has all of it."""
 SIGNS = {words.MINUS: "-", words.NONE: "-", "▲": "^", "▼": "v", "…": "~", "∞": "inf"}
@@ -21,8 +23,9 @@ SIGNS = {words.MINUS: "-", words.NONE: "-", "▲": "^", "▼": "v", "…": "~", 
 def terminal(report: Report, *, encoding: str | None = None) -> str:
     """Main figures of every model against the baseline, a block for each model; no line is longer than 80 columns.
 
-    An arrow stands only where the interval excludes zero: up for better, also where lower is better. Below stands what
-    was not measured or not compared, and why.
+    An arrow stands only where the interval excludes zero: up for better, also where lower is better. The form of the
+    models' own answers follows the main figures, which alone the report's headline counts. Below stands what was not
+    measured or not compared, and why.
     encoding: of the terminal (default: of standard output); signs that it lacks are replaced.
     """
     blocks: dict[tuple[str, str], list[list[str]]] = {}
@@ -32,12 +35,21 @@ def terminal(report: Report, *, encoding: str | None = None) -> str:
             if words.verdict(metric, difference)[0] != "none":
                 arrows.append(difference)
             blocks.setdefault((difference.model, difference.against), []).append(_row(metric, difference))
+    form = _form(report)
+    for metric, difference in form:
+        if (difference.model, difference.against) in blocks:
+            if words.verdict(metric, difference)[0] != "none":
+                arrows.append(difference)
+            blocks[difference.model, difference.against].append(_row(metric, difference))
     lines: list[str] = []
     for (model, against), rows in blocks.items():
         title = f"{_cut(model, 34)} against {_cut(against, 34)}"
         lines += ["", title, *_aligned([HEADS, *rows])]
     if not blocks:
         lines += ["", *_wrapped(_nothing(report))]
+    if blocks and form:
+        shown = {metric.metric for metric, _ in form}
+        lines += ["", "; ".join(f"{name}: {what}" for name, what in OF_ANSWERS.items() if name in shown)]
     if arrows:
         lines += ["", "▲ better, ▼ worse: the interval of the difference excludes zero"]
     if any((each.p if each.p_holm is None else each.p_holm) > 0.05 for each in arrows):
@@ -45,6 +57,12 @@ def terminal(report: Report, *, encoding: str | None = None) -> str:
     if missing := [line for reason in _missing(report) for line in _wrapped(reason)]:
         lines += ["", *missing]
     return _shown("\n".join(lines[1:]), encoding or getattr(sys.stdout, "encoding", None) or "ascii")
+
+
+def _form(report: Report) -> list[tuple[TaskMetric, Difference]]:
+    """Of the answers to the held-out prompts: see `OF_ANSWERS`."""
+    metrics = [each for each in report.metrics if each.task == CLOSENESS and each.metric in OF_ANSWERS]
+    return [(metric, difference) for metric in metrics for difference in metric.differences]
 
 
 def _nothing(report: Report) -> str:
@@ -88,8 +106,9 @@ def _row(metric: TaskMetric, difference: Difference) -> list[str]:
     before, after = (words.score_of(metric, name) for name in (difference.against, difference.model))
     arrow = {"good": "▲", "bad": "▼", "none": ""}[words.verdict(metric, difference)[0]]
     unit = "" if metric.unit in ("share", "points") else f", {metric.unit}"
+    task = "" if metric.metric in OF_ANSWERS else f"{metric.task} "
     return [
-        f"{metric.task} {metric.metric}{unit}",
+        f"{task}{metric.metric}{unit}",
         words.count(metric.items),
         words.amount(before and before.value, metric.unit).replace(" %", "%"),
         words.amount(after and after.value, metric.unit).replace(" %", "%"),

@@ -82,11 +82,15 @@ def filled(message: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]
 
 @dataclass
 class Selection:
-    """Which rows of the input are wanted. skipped: what --entry asked for past the end, such as "1000-1099"."""
+    """Which rows of the input are wanted. skipped: what --entry asked for past the end, such as "1000-1099".
+
+    left: rows that -n leaves for later.
+    """
 
     wanted: Callable[[int], bool]
     count: int
     skipped: list[str]
+    left: int = 0
 
 
 def select(options: RunRollouts, rows: Rows) -> Selection:
@@ -106,8 +110,8 @@ def select(options: RunRollouts, rows: Rows) -> Selection:
     count = size if options.all else min(size, options.num_rollouts or 1)
     if options.random and count < size:
         drawn = set(random.Random(options.seed).sample(range(size), count))
-        return Selection(drawn.__contains__, count, [])
-    return Selection(lambda index: index < count, count, [])
+        return Selection(drawn.__contains__, count, [], size - count)
+    return Selection(lambda index: index < count, count, [], size - count)
 
 
 def joined(ranges: list[range]) -> list[range]:

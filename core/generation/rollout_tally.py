@@ -1,6 +1,8 @@
 """What a run of rollouts has had so far, for its closing table."""
 
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 from ..data.text import one_line
 from ..teachers import Usage
@@ -9,18 +11,38 @@ from .rollout import Rollout
 from .tally import ADVICE
 
 MORE_ADVICE = {
-    "malformed_arguments": "the teacher writes broken tool calls: is it one that was trained for tools?",
-    "loop": "the teacher repeats a call that gets it nowhere: read one with scripts/show.py --failed",
+    "malformed_arguments": "the model writes broken tool calls: was it trained for tools, with these schemas?",
+    "loop": "the model repeats a call that gets it nowhere: read one with scripts/show.py --failed",
+    "refusal": "the model refuses these prompts",
+    "empty_answer": "the model answers with nothing",
     "tools_gone": "a tool server ended in the middle: is it up, is its memory enough?",
     "container": "a container did not start: see the message",
     "rollout_timeout": "longer than --rollout-timeout: raise it, or lower --max-turns",
     "context_length": "longer than --max-context: raise it, or lower --max-tool-response",
     "no_room_for_answer": ADVICE["no_room_for_answer"],
-    "tool_calls_as_text": "the server does not read the teacher's tool calls: start it with a tool parser",
+    "tool_calls_as_text": "tool calls that cannot be read: broken ones, or a server without a tool parser",
     "web_page": "a gateway before the provider answers with web pages: run the same command again",
     "bad_row": ADVICE["bad_row"],
 }
 """Reason of a failed rollout -> what it means, and the next step."""
+
+OWN_FAULTS = frozenset({"malformed_arguments", "loop", "refusal", "empty_answer", "no_room_for_answer"})
+"""Errors that a model makes by itself, whoever serves it. They are no successes, as a wrong answer is none."""
+
+
+def own_fault(provenance: Mapping[str, Any], turns: int) -> bool:
+    """Whether a rollout that ended in an error ended by the model's own fault: not by its provider, a time limit, or
+    tools that went away.
+
+    A context that overflows is the model's when it has filled it in turns of its own, a call that stands in the text
+    when no server was to read it.
+    """
+    reason = provenance.get("reason")
+    if reason == "context_length":
+        return turns > 0
+    if reason == "tool_calls_as_text":
+        return provenance.get("backend") in ("hf", "gguf")
+    return reason in OWN_FAULTS
 
 
 class RolloutTally:
@@ -72,7 +94,7 @@ class RolloutTally:
         return sum(self.outcomes.values())
 
     @property
-    def judged(self) -> int:
+    def finished(self) -> int:
         """Rollouts that did not end in an error."""
         return self.rollouts - self.outcomes["error"]
 
@@ -98,7 +120,7 @@ class RolloutTally:
             )
         if count := self.outcomes["length"]:
             lines.append(
-                f"{count:,} x length: --max-tokens cut the teacher off. With a higher one every prompt is new work: "
+                f"{count:,} x length: --max-tokens cut the model off. With a higher one every prompt is new work: "
                 "select these with -e"
             )
         if count := self.outcomes["max_turns"]:

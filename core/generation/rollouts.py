@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -16,7 +17,7 @@ import orjson
 
 from ..commands.run_rollouts import RolledOut, RolloutPlan, RunRollouts
 from ..data.keys import KeyCounts, work_key
-from ..data.prompts import BadRow, PromptOptions, open_prompts
+from ..data.prompts import ANSWER_KEYS, BadRow, PromptOptions, open_prompts
 from ..data.rollouts import read_rollout
 from ..data.run import Run
 from ..data.statistics import wilson
@@ -151,12 +152,19 @@ class Rollouts:
                 scan.examples += [str(row)] if len(scan.examples) < 5 else []
                 continue
             scan.prompts += 1
+            answer, unused = self._expects(row)
+            scan.without_answer += not answer
+            scan.unused_answers.update([unused] if unused else [])
             for work in self.works(row, occurrence):
                 if self.shelf.has(work.key):
                     scan.there += 1
+                    scan.successes += self.shelf.succeeded(work.key)
+                    scan.unchecked += self.shelf.unchecked(work.key)
                 else:
                     scan.missing += 1
+                    scan.faulted |= {work.key} & self.shelf.faults
                     scan.first_bytes += len(orjson.dumps(row.prompt.messages)) + self._schema_bytes
+        scan.faults_before = frozenset(self.shelf.faults)
         if not scan.prompts:
             raise UsageError("no usable prompt among those selected:\n  " + "\n  ".join(scan.examples))
         if scan.bad_rows:
@@ -164,6 +172,13 @@ class Rollouts:
             more = f"\n  ... and {unseen:,} more" if unseen else ""
             self.context.progress.note(f"unusable rows: {scan.bad_rows:,}\n  " + "\n  ".join(scan.examples) + more)
         return scan
+
+    def _expects(self, entry: Entry) -> tuple[bool, str]:
+        """Whether something judges the rollouts of a prompt; else the key of an answer that is not compared, or ""."""
+        metadata = entry.prompt.metadata
+        if self.check.rewards or self.options.check == "none" or metadata.get("expected_answer") is not None:
+            return True, ""
+        return False, next((key for key in ANSWER_KEYS if isinstance(metadata.get(key), str | int | float)), "")
 
     async def _open_tools(self) -> None:
         """Open what the selected rows need before anything is spent."""
@@ -184,7 +199,7 @@ class Rollouts:
             self._schema_bytes = sum(len(orjson.dumps(tool.as_openai())) for tool in tools)
             if not tools:
                 ways = "--tools, --mcp-url, --mcp-command or --browser"
-                self.context.progress.note(f"no tools: the teacher can only answer. Give it some with {ways}.")
+                self.context.progress.note(f"no tools: the model can only answer. Give it some with {ways}.")
 
     # ---- dry run -------------------------------------------------------------------------------------------------
 
@@ -199,6 +214,8 @@ class Rollouts:
         return RolloutPlan(
             prompts=scan.prompts,
             bad_rows=scan.bad_rows,
+            without_expected_answer=scan.without_answer,
+            unused_answer_keys=dict(scan.unused_answers.most_common()),
             rollouts_wanted=scan.there + scan.missing,
             rollouts_there=scan.there,
             rollouts_to_run=scan.missing,
@@ -221,15 +238,16 @@ class Rollouts:
                 note = f"{self.shelf.folder}: {self.shelf.foreign:,} files are no rollouts, left alone"
                 self.context.progress.note(note)
             scan = await self.scan()
-            await self._judge_again()
+            scan.successes += await self._judge_again()
             if scan.missing:
                 await self.teacher.prepare(self.context.progress.note)
             return await self._run(scan, price)
 
-    async def _judge_again(self) -> None:
-        """Judge finished rollouts at which a reward function failed, from their files: the function was mended."""
+    async def _judge_again(self) -> int:
+        """Judge finished rollouts at which a reward function failed, from their files: the function was mended. How
+        many are successes now."""
         if not self.check.rewards or not self.shelf.unjudged:
-            return
+            return 0
         judged = successes = 0
         for entry, occurrence in self.entries():
             for work in self.works(entry, occurrence) if isinstance(entry, Entry) else ():
@@ -244,6 +262,7 @@ class Rollouts:
                 self.shelf.write(path, record)
                 judged, successes = judged + 1, successes + verdict.success
         self.context.progress.note(f"judged again: {judged:,} finished rollouts, {successes:,} of them successes")
+        return successes
 
     async def _run(self, scan: "Scan", price: Price | None) -> RolledOut:
         options, progress = self.options, self.context.progress
@@ -279,7 +298,10 @@ class Rollouts:
 
     def _result(self, scan: "Scan", tally: RolloutTally, engine: Engine[Work, Exchange], seconds: float) -> RolledOut:
         stopped, spending = engine.stopped, engine.spending
-        remaining = scan.missing - tally.judged
+        remaining = scan.missing - tally.finished
+        # What a run repeats is still there as it was where the run did not get to it.
+        faults = sum(key in scan.faulted or key not in scan.faults_before for key in self.shelf.faults)
+        successes, judged = scan.successes + tally.successes, scan.there + tally.finished + faults
         status = "done"
         if stopped:
             status = "stopped"
@@ -296,15 +318,18 @@ class Rollouts:
             backend=self.teacher.backend,
             rollouts=tally.rollouts,
             wanted=scan.there + scan.missing,
-            complete=scan.there + tally.judged,
-            successes=tally.successes,
-            success_rate=tally.successes / tally.judged if tally.judged else None,
-            success_interval=wilson(tally.successes, tally.judged) if tally.judged else None,
-            unchecked=tally.unchecked,
+            complete=scan.there + tally.finished,
+            successes=successes,
+            judged=judged,
+            own_faults=faults,
+            success_rate=successes / judged if judged else None,
+            success_interval=wilson(successes, judged) if judged else None,
+            unchecked=scan.unchecked + tally.unchecked,
             outcomes=dict(tally.outcomes.most_common()),
             failures=dict(tally.failures.most_common()),
             bad_rows=scan.bad_rows,
             remaining=remaining,
+            prompts_left=self._selection.left,
             turns=tally.turns,
             tools_used=dict(tally.tools_used.most_common()),
             tool_errors=dict(tally.tools_failed.most_common()),
@@ -320,11 +345,22 @@ class Rollouts:
 
 @dataclass
 class Scan:
-    """What the first pass found. first_bytes: of the first turns of all missing rollouts."""
+    """What the first pass found. first_bytes: of the first turns of all missing rollouts.
+
+    without_answer: prompts that nothing judges.   unused_answers: keys of theirs that look like the answer.
+    successes, unchecked: of those there.   faulted: missing ones that ended by the model's own fault; faults_before:
+    all such in the folder.
+    """
 
     prompts: int = 0
     bad_rows: int = 0
+    without_answer: int = 0
+    unused_answers: Counter[str] = field(default_factory=Counter[str])
     there: int = 0
+    successes: int = 0
+    unchecked: int = 0
+    faulted: set[str] = field(default_factory=set[str])
+    faults_before: frozenset[str] = frozenset()
     missing: int = 0
     first_bytes: int = 0
     examples: list[str] = field(default_factory=list[str])

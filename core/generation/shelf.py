@@ -14,6 +14,7 @@ from ..data.keys import KeyCounts
 from ..data.rollouts import NotARollout, read_rollout, rollout_paths
 from ..data.run import write_json
 from ..errors import StoppedEarly, UsageError
+from .rollout_tally import own_fault
 
 TORN = re.compile(r"^\.\d{8}_\d{6}_[0-9a-f]{8}\.json\..+")
 """A file that was being written when its run was killed."""
@@ -31,7 +32,9 @@ class Shelf:
         self.folder, self._max_turns = folder, max_turns
         self.foreign = 0
         """Files in the folder that are no rollouts."""
-        self._finished = KeyCounts()
+        self._finished, self._succeeded, self._unchecked = KeyCounts(), KeyCounts(), KeyCounts()
+        self.faults: set[str] = set()
+        """Keys of what ended in an error of the model's own: no success, and run again."""
         self._again: dict[str, Path] = {}  # key -> file that ended in an error: the next run takes its place
         self.unjudged: dict[str, Path] = {}
         """key -> finished rollout at which a reward function failed."""
@@ -82,8 +85,10 @@ class Shelf:
             short = provenance.get("ended") == "max_turns" and isinstance(limit, int) and limit < self._max_turns
             if rollout.completed is not True or short:
                 self._again[rollout.key] = path
+                if rollout.completed == "error" and own_fault(provenance, rollout.turns):
+                    self.faults.add(rollout.key)
                 continue
-            self._finished.add(rollout.key)
+            self._finish(rollout.key, rollout.success is True, rollout.reward is None)
             if any(value in ("error", "timeout") for value in rollout.rewards.values()):
                 self.unjudged[rollout.key] = path
             cost = provenance.get("cost_usd")
@@ -93,6 +98,22 @@ class Shelf:
     def has(self, key: str) -> bool:
         """Whether there is a rollout that did not end in an error."""
         return key in self._finished
+
+    def _finish(self, key: str, success: bool, unchecked: bool) -> None:
+        """Know a rollout that ended without an error, and its verdict."""
+        self._finished.add(key)
+        if success:
+            self._succeeded.add(key)
+        if unchecked:
+            self._unchecked.add(key)
+
+    def succeeded(self, key: str) -> bool:
+        """Whether there is a rollout that is a success."""
+        return key in self._succeeded
+
+    def unchecked(self, key: str) -> bool:
+        """Whether it was judged without an expected answer or rewards."""
+        return key in self._unchecked
 
     @property
     def mean_cost_usd(self) -> float | None:
@@ -115,11 +136,14 @@ class Shelf:
     def put(self, path: Path, record: dict[str, Any], key: str) -> None:
         """Write a rollout. Raises StoppedEarly when the disk is full."""
         self.write(path, record)
+        self.faults.discard(key)
         if record["completed"] is True:
-            self._finished.add(key)
+            self._finish(key, record.get("success") is True, "total_reward" not in record)
             self._again.pop(key, None)
             cost = record["provenance"]["cost_usd"]
             if cost is not None:
                 self._cost_usd, self._with_cost = self._cost_usd + cost, self._with_cost + 1
         else:
             self._again[key] = path
+            if record["completed"] == "error" and own_fault(record["provenance"], record.get("turns") or 0):
+                self.faults.add(key)

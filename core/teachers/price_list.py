@@ -5,6 +5,7 @@ OpenRouter's list says most, and which models may be trained on; servers of one'
 
 import asyncio
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -19,7 +20,8 @@ from .api_client import ApiClient, listed_price
 from .protocol import Price
 
 MOST_PAGES = 100
-LONGEST_NAME = 200
+NAME = re.compile(r"[\w~/.][\w.:/@+-]{0,199}", re.ASCII)
+"""A name that may be pasted into a command line as it stands, and reads as nothing but a name."""
 INSTEAD = (
     "Nothing was paid. Without the list: --model NAME --price 3/15 of generate_teacher_data says its price, and "
     "--model smollm2 is a small teacher that runs here."
@@ -95,7 +97,7 @@ async def read_price_list(client: ApiClient, *, permissions: bool, required: boo
 
 
 async def _rows(client: ApiClient, path: str) -> list[dict[str, Any]]:
-    """Every row with a name fit to be printed, of all pages. Raises UsageError."""
+    """Every row with a name fit to be typed, of all pages. Raises UsageError."""
     found: dict[str, dict[str, Any]] = {}
     next_path: str | None = path
     for _ in range(MOST_PAGES):
@@ -106,7 +108,7 @@ async def _rows(client: ApiClient, path: str) -> list[dict[str, Any]]:
         before = len(found)
         for row in rows:
             name = row.get("id") if isinstance(row, dict) else None
-            if isinstance(name, str) and name and name == one_line(name, LONGEST_NAME):  # else no one could type it
+            if isinstance(name, str) and NAME.fullmatch(name):
                 found.setdefault(name, row)
         next_path = _next_page(client, path, content) if len(found) > before else None
         if next_path is None:

@@ -151,7 +151,9 @@ class SftBooks:
             with contextlib.suppress(StoppedEarly):  # on a full disk, which may be what stopped it
                 self.folder.finish("stopped", because=str(error))
 
-    def result(self, status: Literal["done", "interrupted"], left_out: Mapping[str, int], epochs: float) -> SftTrained:
+    def result(
+        self, status: Literal["done", "interrupted"], left_out: Mapping[str, int], epochs: float, tool_rows: int
+    ) -> SftTrained:
         """What was done, for a person and for a program."""
         last = self.losses[-max(1, len(self.losses) // LAST) :]
         return SftTrained(
@@ -167,6 +169,8 @@ class SftBooks:
             rows_trained=self.rows,
             tokens_trained=self.tokens,
             left_out=dict(left_out),
+            tool_rows=tool_rows,
+            adapter=self.options.lora and not self.options.merge,
             seconds=self.seconds,
             curves=self._draw(),
         )

@@ -48,7 +48,7 @@ class SftData:
     rows, tokens, trained_tokens: of `train`.   longest: most tokens of a row, held-out ones included.
     counts: how many rows were left out, cut or changed, by what happened.   shown: rows with their masks, for the user.
     files: what the run's folder keeps, see `data.trained_on`.   teachers: rows of `train` by metadata.teacher.
-    notes: lines for the user.   store: holds the rows' tokens.
+    notes: lines for the user.   store: holds the rows' tokens.   tool_rows: those with tool calls, held-out ones too.
     """
 
     train: datasets.Dataset
@@ -63,6 +63,7 @@ class SftData:
     teachers: Counter[str]
     notes: list[str]
     store: RowStore
+    tool_rows: int = 0
 
     def close(self) -> None:
         """Remove the temporary file with the tokens. `train` and `held_out` stay readable, and so does what was made of
@@ -134,7 +135,7 @@ class Reader:
         self._counts: Counter[str] = Counter()
         self._drops: Counter[str] = Counter()
         self._first_drop: dict[str, int] = {}
-        self._special = self._left_out = 0
+        self._special = self._left_out = self._tool_rows = 0
         self._bad = self._refusal = ""
 
     def take(self, number: int, line: bytes) -> None:
@@ -193,6 +194,7 @@ class Reader:
             self._shown.append(f"{self._options.data}:{number} as the student reads it:\n{self._masker.shown(kept)}")
         said = [at for at, message in enumerate(messages) if message["role"] == "assistant"][:turns]
         self.store.add(kept.ids, kept.trained)
+        self._tool_rows += any(message.get("tool_calls") for message in messages)
         first = opening(self._masker.prepared(messages))
         self._notes.add(number, first, content_hashes(messages, said), teacher, length, sum(kept.trained))
 
@@ -239,6 +241,7 @@ class Reader:
             shown=self._shown,
             files=files,
             teachers=notes.teachers(~out),
+            tool_rows=self._tool_rows,
             notes=list(self._told(held_out is not None)),
             store=self.store,
         )

@@ -175,9 +175,9 @@ def train(options: TrainSft, run: Run, world: World, folder: RunFolder | None, r
         epochs = books.step / ready.sizes.an_epoch
         if books.interrupted:
             books.close("interrupted")
-            return books.result("interrupted", ready.data.counts, epochs)
+            return books.result("interrupted", ready.data.counts, epochs, ready.data.tool_rows)
         books.finish()
-        result = books.result("done", ready.data.counts, epochs)
+        result = books.result("done", ready.data.counts, epochs, ready.data.tool_rows)
         books.close("done", result)
         return result
     except StoppedEarly as error:

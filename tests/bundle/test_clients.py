@@ -55,6 +55,7 @@ def test_claude_code(bundle: Path):
         listed = run("plugin", "list")
         assert re.search(rf"{WHOLE}\s+Version: {re.escape(__version__)}", listed), listed
         assert "enabled" in listed
+        assert f"Read from: {bundle}\n" in listed  # so that an update is a `git pull`
         assert "Skills (3)  off-policy, on-policy, rollout-distill" in run("plugin", "details", NAME)
         assert re.search(r"plugin:distill-kit:distill: .*Connected", run("mcp", "list"))
         in_project(run)
@@ -139,7 +140,9 @@ def test_copilot_cli_and_what_it_tells_its_model(bundle: Path):
     with client("copilot") as run:
         assert PACKAGES["@github/copilot"] in run("--version")
         run("plugin", "marketplace", "add", str(bundle))
-        assert "Installed 3 skills" in run("plugin", "install", WHOLE)
+        said = run("plugin", "install", WHOLE)
+        assert "Installed 3 skills" in said
+        assert f"It is loaded live from {bundle}, so edits take effect on the next session" in said
         listed = run("skill", "list")
         assert all(f"  {skill} - " in listed for skill in SKILLS)
         assert json.loads(run("mcp", "get", "distill", "--json"))["distill"]["cwd"] == "${PLUGIN_ROOT}"

@@ -100,6 +100,20 @@ def test_where_no_folder_can_be_made_one_line_says_what_to_name(tmp_path: Path, 
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize("home", ["", "/"])  # of containers
+def test_without_a_home_folder_one_line_says_what_to_name(home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir("/")
+    env = {**base(Path("/"), tmp_path), "HOME": home}
+    done = subprocess.run(
+        SERVER, cwd="/", env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8"
+    )
+    assert done.returncode == 2
+    assert "no home folder (HOME). Name one with --workspace or DISTILL_WORKSPACE" in done.stderr
+    assert "Traceback" not in done.stderr
+    named = handshake(Start([*SERVER, "--workspace", str(tmp_path)], Path("/"), env))
+    assert f"The workspace is {tmp_path} (as named)" in named.instructions
+
+
 def test_a_checkout_is_a_workspace_where_it_is_named(tmp_path: Path):
     named = handshake(Start([*SERVER, "--workspace", "."], ROOT, base(ROOT, tmp_path)))
     assert named.instructions.endswith(f"The workspace is {ROOT} (as named).")

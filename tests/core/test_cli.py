@@ -197,7 +197,7 @@ def test_only_what_takes_long_has_a_background() -> None:
         (["show", "job_12"], "no job of this folder begins with job_12"),
         (["show", "../x"], "no job of this folder begins with ../x"),
         (["show"], "no job was started in this folder yet"),
-        (["cancel"], "cancel needs the job"),
+        (["cancel"], "cancel needs the job: its id or the beginning of it (python scripts/jobs.py lists them)"),
         (["list", "job_12"], "list takes no job; did you mean: show job_12"),
         (["show", "-f"], "--follow is for log and cancel, not for show"),
         (["halt"], 'Invalid value "halt" for'),
@@ -238,3 +238,15 @@ def test_a_job_gets_the_command_that_was_checked(folder: Path, name: str) -> Non
         assert {type(getattr(again, option)) for option in again.model_fields_set} == {
             type(getattr(command, option)) for option in again.model_fields_set
         }
+
+
+def test_what_to_run_next_is_named_as_the_launcher_was_typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    text = "done\nnext: python scripts/show.py train.jsonl; python scripts/demo.py"
+    monkeypatch.delenv("DISTILL_LAUNCHER", raising=False)
+    assert cli.as_typed(text) == text
+    scripts = tmp_path / "a skill" / "scripts"
+    scripts.mkdir(parents=True)
+    (scripts / "show.py").touch()
+    monkeypatch.setenv("DISTILL_LAUNCHER", str(scripts / "generate_teacher_data.py"))
+    elsewhere = cli.ROOT / "scripts" / "demo.py"
+    assert cli.as_typed(text) == f"done\nnext: python3 '{scripts}/show.py' train.jsonl; python3 {elsewhere}"

@@ -1,9 +1,9 @@
 """What `doctor` sees of a machine: GPUs, servers, keys and git, and what it makes of them."""
 
-import json
 import os
 import re
 import subprocess
+import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from core.commands.doctor import EXTRAS, Found
-from core.doctor import machine, outside
-from core.doctor.installed import wrong_versions
+from core.doctor import installed, machine, outside
 from core.doctor.keys import dotenv_is_private
 from core.doctor.roads import roads
 from core.teachers.providers import Provider
@@ -146,7 +145,8 @@ def test_keys_that_git_would_publish_are_a_warning_with_the_line(
     git(tmp_path, "init")
     (warning,) = dotenv_is_private()
     assert "is not ignored by git" in warning.found
-    assert warning.fix == "echo .env >> .gitignore"
+    assert warning.fix == r"printf '\n.env\n' >> .gitignore"
+    (tmp_path / ".gitignore").write_text("foo", encoding="utf-8")  # no line break at its end
     subprocess.run(warning.fix, shell=True, cwd=tmp_path, check=True)
     assert dotenv_is_private() == []
     git(tmp_path, "add", "--force", ".env")
@@ -157,6 +157,59 @@ def test_keys_that_git_would_publish_are_a_warning_with_the_line(
     (tmp_path / ".gitignore").unlink()
     env.write_text("OPENAI_API_KEY=\n", encoding="utf-8")  # nothing in it
     assert dotenv_is_private() == []
+
+
+def test_no_program_that_a_repository_names_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("OPENAI_API_KEY=sk-0123456789abcdef\n", encoding="utf-8")
+    git(tmp_path, "init")
+    git(tmp_path, "add", ".env")
+    program(tmp_path, "watch", "")
+    (tmp_path / "watch").write_text(f"#!/bin/sh\ntouch '{tmp_path}/started'\n", encoding="utf-8")
+    git(tmp_path, "config", "core.fsmonitor", str(tmp_path / "watch"))
+    (warning,) = dotenv_is_private()
+    assert "is in git" in warning.found
+    assert not (tmp_path / "started").exists()
+
+
+# ---- what is installed ---------------------------------------------------------------------------------------------
+
+
+def test_versions_that_do_not_fit_are_told_by_package(tmp_path: Path) -> None:
+    lists = "\n".join(f"{extra} = [{chr(34) + 'mcp>=99' + chr(34) if extra == 'mcp' else ''}]" for extra in EXTRAS)
+    (tmp_path / "pyproject.toml").write_text(
+        f"[project]\ndependencies = []\n\n[project.optional-dependencies]\n{lists}\n", encoding="utf-8"
+    )
+    parts = {part.name: part for part in installed.extras(tmp_path)}
+    assert parts["mcp"].found == f"another version is needed: mcp>=99, and there is mcp {metadata.version('mcp')}"
+    assert parts["mcp"].fix
+    assert parts["data"].fix is None
+    (tmp_path / "pyproject.toml").unlink()  # the installed library, which pip looks after
+    assert {part.name: part for part in installed.extras(tmp_path)}["mcp"].fix is None
+
+
+def test_what_lies_in_a_folder_of_its_own_is_looked_for_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    parts = {part.name: part for part in installed.extras(ROOT)}
+    assert parts["converter"].fix == parts["nemo"].fix.replace("nemo", "train")  # pyright: ignore
+    info = tmp_path / "share/data-designer/data_designer-0.9.9.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: data-designer\nVersion: 0.9.9\n", encoding="utf-8")
+    (tmp_path / "share/llama.cpp-converter").mkdir()
+    (tmp_path / "share/llama.cpp-converter/convert_hf_to_gguf.py").touch()
+    parts = {part.name: part for part in installed.extras(ROOT)}
+    assert (parts["nemo"].found, parts["nemo"].fix) == ("data-designer 0.9.9", None)
+    assert "converter" not in parts
+
+
+def test_without_a_home_folder_the_environment_is_told_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "")
+    monkeypatch.delenv("DISTILL_DATA", raising=False)
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    monkeypatch.setattr(sys, "prefix", "/nowhere")
+    (part,) = installed.python(ROOT)
+    assert re.search(r"; the environment ~?/nowhere$", part.found)
 
 
 # ---- the roads -----------------------------------------------------------------------------------------------------
@@ -208,11 +261,3 @@ def test_what_a_road_would_use_and_what_would_make_it_better() -> None:
     gpu = machine_with("train", "eval", "mcp", "browser", servers="vllm", device="NVIDIA X, 80 GB; 8 cores")
     assert all(road.could == [] for road in roads(gpu))
     assert {"servers that score: vllm"} <= {each for road in roads(gpu) for each in road.has}
-
-
-def test_versions_that_do_not_fit_are_told_by_package() -> None:
-    assert "pydantic" not in wrong_versions(ROOT)
-    for name, asked in wrong_versions(ROOT).items():
-        assert asked.startswith(name)
-    assert wrong_versions(ROOT / "nowhere") == {}
-    assert json.dumps(wrong_versions(ROOT))

@@ -31,6 +31,16 @@ def test_a_script_of_a_checkout_is_named_with_the_python_that_runs(monkeypatch: 
     assert install_line("eval") == "'some folder/bin/python' scripts/doctor.py --install eval"
 
 
+def test_another_python_in_the_same_folder_is_not_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("python3", "python3.13"):
+        (tmp_path / name).write_text(name, encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "python").symlink_to("python3.13")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python3.13"))
+    assert pip_line("x") == "python -m pip install x"
+
+
 def test_a_process_that_nobody_typed_names_a_launcher():
     assert install_line("data") == f"python3 {ROOT}/skills/off-policy/scripts/doctor.py --install data"
 

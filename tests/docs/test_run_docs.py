@@ -52,7 +52,7 @@ def follow(page: Path, folder: Path, servers: Servers, *, slow: bool) -> None:
     """Run a page. slow: with the commands that take long, and what builds on them."""
     if slow:
         for command in BEFORE.get(name_of(page), ()):
-            before = run(Step(Block(page, "bash", command, 0), command, ()), servers, folder, SLOW_S)
+            before = run(Step(Block(ROOT / "README.md", "bash", command, 0), command, ()), servers, folder, SLOW_S)
             assert before.code == 0, before
     printed: dict[Block, str] = {}
     whole = dict.fromkeys((step.block for step in steps(page, TABLE)), True)

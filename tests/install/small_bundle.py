@@ -75,6 +75,7 @@ def small_bundle(
     launchers.mkdir(parents=True, exist_ok=True)
     for name in ("hello.py", "doctor.py"):
         shutil.copy2(LAUNCHER, launchers / name)
+    shutil.copy2(ROOT / "skills/off-policy/SKILL.md", launchers.parent)
     return folder
 
 

@@ -160,7 +160,7 @@ def test_with_setup_off_two_lines_say_what_to_run(user: Place, hello: Path):
     ],
 )
 def test_without_a_network_the_error_of_pip_and_the_line_to_run_are_shown(
-    changes: dict[str, str | None], reason: str, installed: Place, newer: Path
+    changes: dict[str, str | None], reason: str, installed: Place, hello: Path, newer: Path
 ):
     done = installed.run(sys.executable, newer, environment=changes)
     assert (done.returncode, done.stdout) == (2, "")
@@ -168,6 +168,8 @@ def test_without_a_network_the_error_of_pip_and_the_line_to_run_are_shown(
     assert re.search(reason, why)
     assert f"Then run: python3 {newer.with_name('doctor.py')}" in line
     assert "Traceback" not in done.stderr
+    old = installed.run(sys.executable, hello, environment=changes)  # nothing was changed
+    assert (old.returncode, old.stdout, old.stderr) == (7, "1.0 [] ", "")
 
 
 def test_a_folder_that_cannot_be_written_is_named(user: Place, hello: Path):

@@ -132,9 +132,26 @@ def test_a_distill_home_that_is_none_is_said(user: Place, bare: Path):
 
 
 def test_another_plugins_folder_in_the_environment_does_no_harm(user: Place, bare: Path):
-    (user.folder / "other/scripts").mkdir(parents=True)
-    (user.folder / "other/scripts" / LAUNCHER.name).write_text("raise SystemExit(9)", encoding="utf-8")
-    works(user.run(bare, LAUNCHER, "--help", environment={"CLAUDE_PLUGIN_ROOT": str(user.folder / "other")}))
+    other = planted(user.folder / "other")
+    done = user.run(bare, skill_alone(user.project), "--help", environment={"CLAUDE_PLUGIN_ROOT": str(other)})
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def planted(folder: Path) -> Path:
+    """A project with files of the same names as ours, which end with code 9 when they are run."""
+    for path in (folder / "scripts" / LAUNCHER.name, folder / "core/bootstrap.py"):
+        path.parent.mkdir(parents=True)
+        path.write_text("raise SystemExit(9)", encoding="utf-8")
+    return folder
+
+
+def test_a_skill_in_a_project_runs_nothing_of_the_folders_around_it(user: Place, bare: Path, plugin: Path):
+    launcher = skill_alone(user.project)
+    for folder in (user.project, user.folder):
+        planted(folder)
+        (folder / "skills/off-policy").mkdir(parents=True)
+        (folder / "skills/off-policy/SKILL.md").touch()
+    works(user.run(bare, launcher, "--help", environment={"CLAUDE_PLUGIN_ROOT": str(plugin)}))
 
 
 # ---- which Python ------------------------------------------------------------------------------------------------
@@ -191,13 +208,29 @@ def test_distill_python_comes_first(user: Place, tmp_path: Path):
         encoding="utf-8",
     )
     (root / "scripts/hello.py").write_text("import sys; print(sys.executable)", encoding="utf-8")
-    named = tmp_path / "named"
-    named.write_text(f'#!/bin/sh\necho named\nexec "{sys.executable}" "$@"\n', encoding="utf-8")
-    named.chmod(0o755)
     launcher = root / "skills/off-policy/scripts/hello.py"
     assert user.run(sys.executable, launcher).stdout == f"{sys.executable}\n"
     python = Path(sys.executable).with_name("python")
     assert user.run(sys.executable, launcher, environment={"DISTILL_PYTHON": str(python)}).stdout == f"{python}\n"
+
+
+def test_looking_for_modules_runs_nothing_of_the_current_folder(
+    bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    for module in (*bootstrap.MODULES[""], "mcp", "warnings", "contextlib"):
+        Path(f"{module}.py").write_text("print('of the project')", encoding="utf-8")
+    assert not bootstrap.has_modules(str(bare), ["mcp"])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_pythons_are_not_looked_for_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for name in bootstrap.NAMES:
+        Path(name).write_text("#!/bin/sh\n", encoding="utf-8")
+        Path(name).chmod(0o755)
+    monkeypatch.setenv("PATH", f".:{tmp_path}/none:")
+    assert not any(os.path.samefile(os.path.dirname(python), tmp_path) for python in bootstrap.others())
 
 
 def test_without_a_home_folder_one_line_names_the_variable(user: Place, bare: Path, plugin: Path):

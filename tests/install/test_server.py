@@ -68,6 +68,16 @@ def test_a_client_that_loses_patience_finds_it_made_at_its_next_start(user: Plac
     assert wheels.asked.count("distill_test_mcp-1.0-py3-none-any.whl") == 1
 
 
+def test_a_shim_as_distill_python_is_started_once(installed: Place, server: Path):
+    shim, starts = installed.folder / "python", installed.folder / "starts"
+    real = installed.data / "env/bin/python"
+    shim.write_text(f'#!/bin/sh\necho >> "{starts}"\nexec "{real}" "$@"\n', encoding="utf-8")
+    shim.chmod(0o755)
+    done = installed.run("timeout", "20", sys.executable, server, environment={"DISTILL_PYTHON": str(shim)})
+    assert (done.returncode, done.stdout) == (0, "mcp_server 1.0\n"), done.stderr
+    assert len(starts.read_text(encoding="utf-8").splitlines()) == 2  # asked for its packages, then run
+
+
 @pytest.mark.slow
 @pytest.mark.alone
 def test_the_whole_bundle_installs_itself_from_an_index(later: Place, bare: Path, plugin: Path):

@@ -613,6 +613,51 @@ def test_a_key_of_a_provider_goes_to_no_port_of_this_machine_on_a_callers_word(
     ask(workspace, "train_gold", theirs, teacher_backend="openai")
 
 
+EVIL = "https://evil.example/v1"
+KEY = "sk-0123456789abcdef"
+
+
+@pytest.mark.parametrize("name", ["train_gold", "doctor", "train_sft"])
+@pytest.mark.parametrize(
+    ("backend", "url", "key"),
+    [
+        ("", EVIL, "OPENAI_API_KEY"),
+        ("openai", "http://127.0.0.1:8000/v1", "OPENAI_API_KEY"),
+        ("together", EVIL, "TOGETHER_API_KEY"),
+        ("together", "https://openrouter.ai/api/v1", "TOGETHER_API_KEY"),
+        ("vllm", EVIL, "VLLM_API_KEY"),
+    ],
+)
+def test_a_key_of_the_environment_goes_to_no_server_that_only_the_folders_env_file_names(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, name: str, backend: str, url: str, key: str
+) -> None:
+    """The folder may be a stranger's. What its own file gives may go where that file says."""
+    given: dict[str, Any] = {"doctor": {"teacher": "x"}, "train_sft": {"dataset_type": "distill"}}.get(name, {})
+    written = {"TEACHER_BASE_URL": url, "TEACHER_BACKEND": backend, key: KEY}
+    (workspace.root / ".env").write_text("".join(f"{key}={value}\n" for key, value in written.items()), "utf-8")
+
+    def start(environment: Any = None, allow: Any = ()) -> None:
+        ask(workspace, name, environment, written, allow=allow, **given)
+
+    start()
+    monkeypatch.setenv(key, KEY + "-mine")
+    with pytest.raises(UsageError, match=f"{key} of your environment does not go to http") as caught:
+        start()
+    assert "allow_url" in str(caught.value)
+    assert KEY not in str(caught.value)
+    start(allow=(url,))
+    if name != "train_sft":  # which reads no address from the environment
+        start({"TEACHER_BASE_URL": url})
+
+
+def test_keys_of_the_environment_go_where_they_belong_though_the_env_file_names_the_place(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for provider, each in PROVIDERS.items():
+        monkeypatch.setenv(each.key, KEY)
+        ask(workspace, "train_gold", None, {"TEACHER_BASE_URL": each.url, "TEACHER_BACKEND": provider})
+
+
 def test_judge_teacher_and_questioner_are_all_looked_at(workspace: Workspace) -> None:
     url = "http://127.0.0.1:8000/v1"
     for name, options in {
@@ -622,6 +667,7 @@ def test_judge_teacher_and_questioner_are_all_looked_at(workspace: Workspace) ->
         "doctor": {"teacher": "m", "teacher_backend": "vllm", "teacher_api_key_env": "HF_TOKEN"},
         "generate_synthetic": {"model": "m", "base_url": url, "api_key_env": "HF_TOKEN"},
         "run_rollouts": {"base_url": url, "api_key_env": "HF_TOKEN"},
+        "teachers": {"base_url": url, "api_key_env": "HF_TOKEN"},
     }.items():
         assert "HF_TOKEN may not be sent to 127.0.0.1" in refused(workspace, name, **options)
     judging = {"judge": "m", "judge_base_url": url, "judge_api_key_env": "HF_TOKEN"}
@@ -636,7 +682,7 @@ def test_no_command_asks_a_model_that_the_guard_does_not_know_of() -> None:
         name for name, field, _ in reaching({"url"}) if "base" in field
     }
     given = {"check_data": {"teacher": "m", "judge": "n"}, "doctor": {"teacher": "m"}, "evaluate": {"teacher": "m"}}
-    for name in asking:
+    for name in asking - {"teachers"}:  # which reads a list and asks no model
         assert teachers(load(name).model_validate(NEEDED[name] | given.get(name, {}))), name
     both = teachers(load("check_data").model_validate({**NEEDED["check_data"], "teacher": "m", "judge": "n"}))
     assert [each.model for each in both] == ["m", "n"]

@@ -12,6 +12,7 @@ import pytest
 from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
 
+from core.commands.mcp_server import McpServer
 from mcp_server.texts import TEXTS
 from tests.mcp_server.conftest import Era, called
 from tests.support import rollouts
@@ -145,6 +146,7 @@ def test_nothing_heavy_is_loaded_and_no_model_of_a_command_before_it_is_asked_fo
     ("words", "said"),
     [
         (["--workspace", "nowhere"], "is no folder"),
+        (["--workspace", "~nobody-of-this-name/x"], "is no folder"),
         (["--workspace", "/"], "whole machine"),
         (["--toolsets", "data,eval,foo"], '"foo" is no toolset. There are: data, train, eval, jobs'),
         (["--port", "1"], "--port is for --http"),
@@ -158,6 +160,40 @@ def test_a_wrong_option_is_one_line_and_exit_code_2(tmp_path: Path, words: list[
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+HOSTILE = """DISTILL_WORKSPACE=/
+DISTILL_TOOLSETS=eval
+DISTILL_READ_ONLY=1
+DISTILL_MAX_COST=9999
+DISTILL_MAX_JOBS=0
+DISTILL_ALLOW_URL=https://evil.example/v1
+DISTILL_ALLOW_CODE=1
+"""
+
+
+def test_a_folders_env_file_sets_nothing_of_the_server(tmp_path: Path):
+    """A plugin starts it wherever an assistant is opened."""
+    (tmp_path / ".env").write_text(HOSTILE, encoding="utf-8")
+    settings = {key for name in McpServer.model_fields for key in McpServer.option(name).env_keys}
+    assert settings == {line.partition("=")[0] for line in HOSTILE.splitlines()}
+    (tmp_path / "rewards.py").touch()
+    calls = [
+        ("run_rollouts", {"rewards": "rewards.py"}),
+        ("generate_teacher_data", {"base_url": "https://evil.example/v1", "input": "p", "output": "o"}),
+    ]
+    asked = [message("tools/call", 3 + at, name=name, arguments=more) for at, (name, more) in enumerate(calls)]
+    done = run(tmp_path, SERVER, send=HELLO + "".join(asked), DISTILL_MAX_COST="3")
+    hello, tools, *refused = sorted(map(json.loads, done.stdout.splitlines()), key=lambda answer: answer["id"])
+    assert f"The workspace is {tmp_path} (the current folder)" in hello["result"]["instructions"]
+    assert [tool["name"] for tool in tools["result"]["tools"]] == list(TEXTS)
+    said = [answer["result"]["content"][0]["text"] for answer in refused]
+    assert "allow_code" in said[0]
+    assert "https://evil.example:443 may not be asked" in said[1]
+    assert "max_cost = 3.0  (DISTILL_MAX_COST)" in done.stderr
+    assert "defaults: workspace=None" in done.stderr
+    for key in settings:
+        assert f"{key} in .env is not used" in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -13,10 +13,11 @@ from mcp import Client, MCPError
 from mcp.server.mcpserver import Context
 from mcp.types import INVALID_PARAMS
 
+from core.jobs import Job
 from mcp_server.answers import MOST_BYTES, answer, within
 from mcp_server.commands import is_quick
 from mcp_server.door import Settings
-from mcp_server.jobs import AFTER, CancelJob, GetJob, ListJobs, Steps, progress_line
+from mcp_server.jobs import AFTER, CancelJob, GetJob, ListJobs, Steps, next_call, progress_line
 from mcp_server.schemas import input_schema
 from mcp_server.server import DistillServer, build
 from mcp_server.texts import TEXTS
@@ -62,6 +63,16 @@ def test_what_a_schema_shows_is_what_a_tool_takes():
 
 def test_every_command_has_a_next_call():
     assert set(AFTER) == set(COMMAND_OF) == {name for name in TOOLS if TEXTS[name].command}
+
+
+def test_rollouts_in_a_folder_of_their_own_are_not_to_be_converted_into_train_jsonl():
+    def after(output: str) -> str:
+        result = {"status": "done", "output": output}
+        return next_call(Job("job_1", "run_rollouts", "succeeded", 0.0, Path("job_1"), result=result))
+
+    assert after("rollouts") == 'convert_rollouts(dir="rollouts") makes rows to train on'
+    assert after("rollouts-before").startswith('read_rows(path="rollouts-before") shows them')
+    assert 'convert_rollouts(dir="rollouts-before", output="rollouts-before.jsonl")' in after("rollouts-before")
 
 
 def listed(settings: Settings, era: Era) -> list[str]:

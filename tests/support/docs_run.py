@@ -6,6 +6,7 @@ A command is run as it is written, by bash, through the launcher that it names. 
   as the skills tell their reader to do it.
 - A teacher behind an API is a server on this machine: its address is put behind the script's name (`aimed`).
 - What tests/support/docs_table.py says, each with its reason.
+The home folder is empty, but for smollm2 as it was converted for transformers before, which takes half a minute.
 
 An output that a page shows is a ```text block right behind the bash block that printed it. Its lines have to come, in
 their order, among the lines that were printed, where numbers, durations and sizes are alike, "..." is anything, and
@@ -27,6 +28,7 @@ from core.cli import parse
 from core.commands import load
 from core.teachers import backend_of
 from core.teachers.providers import PROVIDERS
+from tests.support.assistant import MODELS
 from tests.support.docs_teacher import DocsTeacher, docs_teacher
 from tests.support.mcp_servers import HttpServer
 from tests.support.pages import Block, blocks, commands, home, lines_of_shell, name_of, script_arguments
@@ -258,7 +260,11 @@ def run(step: Step, servers: Servers, folder: Path, timeout_s: float) -> Ran:
     command = command_of(step, servers, folder)
     bin_ = str(Path(sys.executable).parent)
     house = folder.parent / "home"
-    house.mkdir(exist_ok=True)
+    models = house / ".cache/distill/models"
+    if not models.exists():
+        models.parent.mkdir(parents=True)
+        MODELS.mkdir(parents=True, exist_ok=True)
+        models.symlink_to(MODELS)
     variables = environment(
         HOME=str(house),
         PATH=f"{bin_}:/usr/local/bin:/usr/bin:/bin",

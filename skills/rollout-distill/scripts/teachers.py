@@ -15,13 +15,14 @@ PLUGINS = ("CLAUDE_PLUGIN_ROOT", "PLUGIN_ROOT", "COPILOT_PLUGIN_ROOT")
 
 
 def is_bundle(root):
-    """Whether a folder holds the script and what starts it: another plugin's folder does not."""
-    return all(os.path.isfile(os.path.join(root, *path)) for path in (("scripts", NAME), ("core", "bootstrap.py")))
+    """Whether a folder holds the script, what starts it and a skill of ours: another plugin's folder does not."""
+    parts = (("scripts", NAME), ("core", "bootstrap.py"), ("skills", "off-policy", "SKILL.md"))
+    return all(os.path.isfile(os.path.join(root, *part)) for part in parts)
 
 
 home = os.environ.get("DISTILL_HOME")
-around = [os.path.join(os.path.dirname(HERE), *[".."] * up) for up in (3, 4, 5)]
-roots = [home] if home else [*around, *(os.environ[name] for name in PLUGINS if os.environ.get(name))]
+around = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(HERE))))  # no further: others write there
+roots = [home] if home else [around, *(os.environ[name] for name in PLUGINS if os.environ.get(name))]
 root = next((os.path.realpath(each) for each in roots if is_bundle(each)), None)
 if root is None:
     alone = f"this is a skill's folder alone, and {NAME} needs the bundle that it comes from"

@@ -1,6 +1,7 @@
 """The options of run_rollouts: flags, the project's config.yml, and what of the prompts they select."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -411,7 +412,26 @@ def test_a_local_teacher_takes_no_reasoning() -> None:
 
 
 def test_the_closing_lines_say_what_to_do_next(runs: Runs) -> None:
-    outcome, _ = runs("-n", "2")
-    assert "rollouts/: 2 rollouts in" in outcome.stderr
-    assert "complete    2 of 2" in outcome.stderr
+    outcome, _ = runs("-n", "5")
+    assert "rollouts/: 5 rollouts in" in outcome.stderr
+    assert "complete    5 of 5" in outcome.stderr
     assert outcome.stderr.rstrip().endswith("next: python scripts/convert_rollouts.py -d rollouts")
+
+
+def test_after_some_of_the_prompts_reading_comes_before_converting(runs: Runs) -> None:
+    outcome, _ = runs("-n", "2")
+    assert outcome.stderr.rstrip().splitlines()[-2:] == [
+        "next: read them: python scripts/show.py rollouts",
+        "  then the same command with --all --dry-run says what the other 3 prompts cost",
+    ]
+
+
+@pytest.mark.parametrize("output", ["rollouts-before", "held back/rollouts-student"])
+def test_a_folder_of_its_own_is_never_to_be_converted_into_train_jsonl(runs: Runs, output: str) -> None:
+    """Its prompts may be held back, and train.jsonl is convert_rollouts' default."""
+    outcome, _ = runs("-n", "2", "--output", output)
+    last = outcome.stderr.rstrip().splitlines()[-1]
+    looked, _, converted = last.removesuffix(")").partition(" (")
+    assert shlex.split(looked) == ["next:", "python", "scripts/show.py", output]
+    line = shlex.split(converted.partition(": ")[2])
+    assert line == ["python", "scripts/convert_rollouts.py", "-d", output, "-o", f"{output}.jsonl"]

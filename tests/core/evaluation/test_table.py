@@ -2,6 +2,7 @@
 
 import unicodedata
 
+from core.evaluation.comparison import headline
 from core.evaluation.results import Report
 from core.evaluation.table import LINES_MOST, terminal
 from tests.support.evaluation import STRENGTHS, TASKS, example, made
@@ -118,3 +119,49 @@ def test_a_terminal_without_the_signs_gets_plain_ones():
     assert "[-4.1, -0.8] v   0.008" in text
     report.metrics[0].task = "评测"
     assert terminal(report, encoding="latin-1").isascii()
+
+
+def test_the_form_of_the_answers_stands_below_the_main_figures():
+    """A student nearer to the teacher that goes in circles: the table shows both, and main figures alone have Holm."""
+    report, _ = example()
+    without = terminal(report, encoding="utf-8").splitlines()
+    kl = next(each for each in report.metrics if each.metric == "kl")
+    distinct, cut = (
+        kl.model_copy(
+            update={
+                "metric": name,
+                "primary": False,
+                "unit": "share",
+                "higher_is_better": higher,
+                "scores": [
+                    each.model_copy(update={"value": value})
+                    for each, value in zip(kl.scores, (0.526, 0.286, 0.833), strict=True)
+                ],
+                "differences": [
+                    kl.differences[0].model_copy(update={"value": -0.24, "low": low, "high": high, "p_holm": None}),
+                ],
+            }
+        )
+        for name, higher, low, high in (
+            ("own_distinct_2", True, -0.535, -0.085),
+            ("own_truncated", False, -0.535, 0.085),
+        )
+    )
+    before = headline(report)
+    report.metrics += [distinct, cut]
+    assert headline(report) == before
+    lines = terminal(report, encoding="utf-8").splitlines()
+    block = lines[: lines.index("")]
+    assert len(block) == without.index("") + 2  # two rows more, after the four tasks
+    assert [line.split()[0] for line in block[2:]] == [
+        *("arithmetic", "mmlu_dev", "held_out", "closeness"),
+        *("own_distinct_2", "own_truncated"),
+    ]
+    assert block[-2].split()[1:7] == ["80", "52.6%", "28.6%", "−24.0", "[−53.5,", "−8.5]"]
+    assert "▼" in block[-2]
+    assert not {"▲", "▼"} & set(block[-1])
+    teacher = lines[lines.index("teacher against baseline") :]
+    assert not any(line.startswith("own_distinct_2 ") for line in teacher)  # no difference of it was taken
+    assert "own_distinct_2: different pairs of words; own_truncated: share cut off" in lines
+    assert not any("own_distinct_2" in line for line in without)
+    assert max(map(columns, lines)) <= 80

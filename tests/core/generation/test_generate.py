@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from core.commands.generate_teacher_data import Generated
 from core.data.jsonlines import Journal
 from tests.conftest import Generate
 from tests.support.running import (
@@ -102,6 +103,14 @@ def test_the_result_counts_rows_tokens_money_and_lengths(ask: Generate) -> None:
     assert result["cost_usd"] == pytest.approx(sum(row["metadata"]["cost"] for row in read_rows(OUT)))
     assert not FAILURES.exists()
     assert not REJECTED.exists()
+
+
+@pytest.mark.usefixtures("prompts")
+def test_the_next_step_is_to_check_the_rows_and_only_those_of_the_usual_name_are_to_train_on(ask: Generate) -> None:
+    results = ask().result, ask("--output", "test set.jsonl").result
+    trained, tested = (Generated.model_validate(result).summary() for result in results)
+    assert "show.py train.jsonl; python scripts/check_data.py train.jsonl --fix clean.jsonl; train_sft.py" in trained
+    assert tested.endswith("show.py 'test set.jsonl'; python scripts/check_data.py 'test set.jsonl'")
 
 
 @pytest.mark.usefixtures("prompts")

@@ -255,8 +255,10 @@ def test_outcomes_are_told_apart_in_the_files_and_in_the_result(project: Path, r
     assert result["outcomes"] == {"final_answer": 5, "error": 3, "max_turns": 1, "length": 1}
     assert result["failures"] == {"invalid_request": 1, "loop": 1, "malformed_arguments": 1}
     assert (result["status"], result["rollouts"], result["complete"], result["wanted"]) == ("some_failed", 10, 7, 10)
-    assert (result["successes"], result["success_rate"]) == (4, pytest.approx(4 / 7))
-    assert result["success_interval"] == pytest.approx(list(wilson(4, 7)))
+    # The loop and the broken calls are the model's own; what the provider refused is none of its doing.
+    assert (result["successes"], result["judged"], result["own_faults"]) == (4, 9, 2)
+    assert result["success_rate"] == pytest.approx(4 / 9)
+    assert result["success_interval"] == pytest.approx(list(wilson(4, 9)))
     assert result["remaining"] == 3
     assert result["tools_used"] == {"add": 9, "fail": 1, "subtract": 1}
     assert result["tool_errors"] == {"add": 2, "fail": 1, "subtract": 1}
@@ -265,7 +267,9 @@ def test_outcomes_are_told_apart_in_the_files_and_in_the_result(project: Path, r
     advice = "\n".join(result["advice"])
     for word in ("loop", "malformed_arguments", "the model refuses this", "--max-tokens", "--max-turns"):
         assert word in advice
-    assert "success     4 of 7 (57%, 95 % interval 25% to 84%)" in outcome.stderr
+    assert "success     4 of 9 (44%, 95 % interval 19% to 73%)" in outcome.stderr
+    assert "2 ended in an error of the model's own: no success" in outcome.stderr
+    assert "1 are missing or ended in another error: not counted" in outcome.stderr
 
 
 def test_the_results_tokens_and_cost_are_those_of_the_files_failed_rollouts_too(project: Path, roll: Generate) -> None:
@@ -359,7 +363,7 @@ def test_without_any_tools_the_user_is_told(project: Path, roll: Generate) -> No
     with scripted_teacher(lambda chat: "The answer is 2.") as teacher:
         outcome = roll(*teacher.options)
     assert outcome.code == 0
-    assert "no tools: the teacher can only answer" in outcome.stderr
+    assert "no tools: the model can only answer" in outcome.stderr
     assert one()["tools"] == []
 
 
@@ -569,7 +573,34 @@ def test_the_same_command_again_asks_nothing(project: Path, roll: Generate) -> N
     assert (first.code, again.code, states()) == (0, 0, before)
     result = again.result
     assert (result["rollouts"], result["complete"], result["wanted"], result["remaining"]) == (0, 10, 10, 0)
-    assert result["success_rate"] is None
+    for name in ("successes", "judged", "success_rate", "success_interval", "unchecked"):
+        assert result[name] == first.result[name]
+    assert "success     10 of 10 (100%" in again.stderr
+
+
+def test_the_success_is_that_of_all_wanted_rollouts_whichever_run_they_are_of(project: Path, roll: Generate) -> None:
+    fails = "loops"
+
+    def script(chat: Chat) -> Call | str | Reply:
+        if number_of(chat) == 3 and fails == "loops":
+            return ADD
+        if number_of(chat) == 3 and fails == "refused":
+            return refusal(400, "not this one")
+        return "wrong" if number_of(chat) == 1 else adds(chat)
+
+    def counts(result: dict[str, Any]) -> tuple[int, int, int]:
+        return result["successes"], result["judged"], result["own_faults"]
+
+    with scripted_teacher(script) as teacher:
+        assert counts(roll(*options(teacher, "-e", "1,5")).result) == (1, 2, 0)
+        assert counts(roll(*options(teacher, "-n", "4")).result) == (2, 4, 1)  # 0 and 2; 1 is wrong, 3 loops
+        assert counts(roll(*options(teacher, "-n", "4")).result) == (2, 4, 1)  # 3 looped again
+        assert counts(roll(*options(teacher, "-e", "0-2")).result) == (2, 3, 0)  # without 3
+        fails = "refused"
+        assert counts(roll(*options(teacher, "-n", "4")).result) == (2, 3, 0)  # by its provider: nothing about 3
+        fails = ""
+        assert counts(roll(*options(teacher, "-n", "4")).result) == (3, 4, 0)
+    assert roll(*options(teacher, "-n", "4")).result["success_rate"] == pytest.approx(3 / 4)
 
 
 def test_rollouts_that_ended_in_an_error_are_run_again_into_the_same_file(project: Path, roll: Generate) -> None:
@@ -837,6 +868,22 @@ def test_a_dry_run_asks_nothing_writes_nothing_and_shows_the_tools_and_the_worst
     else:
         assert result["worst_case_usd"] is None
         assert "cost        unknown" in outcome.stderr
+
+
+def test_a_dry_run_says_how_many_prompts_nothing_will_judge(project: Path, roll: Generate) -> None:
+    rows = [{"question": f"q{number}: ?", "answer": "4"} for number in range(3)]
+    write_rows(project / "train.jsonl", [*rows, {"question": "q3: ?"}, {"question": "q4: ?", "expected_answer": 6}])
+    asking = ("--all", "--prompt-key", "question", "--dry-run")
+    outcome, _ = with_script(roll, adds, *asking)
+    assert (outcome.result["prompts"], outcome.result["without_expected_answer"]) == (5, 4)
+    assert outcome.result["unused_answer_keys"] == {"answer": 3}
+    assert "4 of 5 prompts have no expected_answer: any final answer counts as a success" in outcome.stderr
+    assert '3 have "answer", which is not compared: name it expected_answer' in outcome.stderr
+    (project / "judge.py").write_text("def fine(args, messages):\n    return 1.0\n")
+    for more in (("--check", "none"), ("--rewards", "judge.py"), ("-e", "4")):
+        told, _ = with_script(roll, adds, *(more if more[0] == "-e" else asking[:1] + more), *asking[1:])
+        assert told.result["without_expected_answer"] == 0
+        assert "any final answer counts" not in told.stderr
 
 
 def test_a_dry_run_knows_what_is_there_and_expects_the_same_again(project: Path, roll: Generate) -> None:

@@ -29,6 +29,12 @@ def record(key: str = KEY, completed: bool | str = True, cost_usd: float | None 
     }
 
 
+def ended_in(reason: str, backend: str = "openai", turns: int = 1) -> dict[str, Any]:
+    """A record of a rollout that ended in an error."""
+    one = record(completed="error")
+    return one | {"turns": turns, "provenance": one["provenance"] | {"reason": reason, "backend": backend}}
+
+
 def put(shelf: Shelf, **changes: Any) -> Path:
     one = record(**changes)
     path = shelf.place_for(one["provenance"]["key"], NOW)
@@ -190,3 +196,47 @@ def test_a_folder_that_vanishes_stops_the_run(shelf: Shelf) -> None:
         with pytest.raises(StoppedEarly, match="does not exist"):
             shelf.put(path.parent / "gone" / path.name, record(), KEY)
         assert not shelf.has(KEY)
+
+
+@pytest.mark.parametrize(
+    ("error", "own"),
+    [
+        (ended_in("malformed_arguments"), True),
+        (ended_in("loop"), True),
+        (ended_in("refusal"), True),
+        (ended_in("no_room_for_answer"), True),
+        (ended_in("empty_answer"), True),
+        (ended_in("context_length", turns=1), True),
+        (ended_in("context_length", turns=0), False),
+        (ended_in("tool_calls_as_text", "hf"), True),
+        (ended_in("tool_calls_as_text", "openai"), False),
+        (ended_in("timeout"), False),
+        (ended_in("rollout_timeout"), False),
+        (ended_in("tools_gone"), False),
+        (ended_in("upstream_error"), False),
+    ],
+)
+def test_an_error_of_the_models_own_is_told_from_one_of_its_surroundings_now_and_next_time(
+    shelf: Shelf, error: dict[str, Any], own: bool
+) -> None:
+    with shelf.open():
+        shelf.put(shelf.place_for(KEY, NOW), error, KEY)
+        assert (KEY in shelf.faults, shelf.has(KEY)) == (own, False)
+    again = Shelf(shelf.folder)
+    with again.open():
+        assert (KEY in again.faults, again.has(KEY)) == (own, False)
+        put(again)
+        assert not again.faults
+
+
+def test_verdicts_are_known_next_time(shelf: Shelf) -> None:
+    keys = [f"{number:x}" * 32 for number in range(1, 4)]
+    verdicts = [{"success": True, "total_reward": 1.0}, {"success": False, "total_reward": 0.0}, {"success": True}]
+    with shelf.open():
+        for key, verdict in zip(keys, verdicts, strict=True):
+            shelf.put(shelf.place_for(key, NOW), record(key) | verdict, key)
+    again = Shelf(shelf.folder)
+    with again.open():
+        for one in (shelf, again):
+            assert [one.succeeded(key) for key in keys] == [True, False, True]
+            assert [one.unchecked(key) for key in keys] == [False, False, True]

@@ -15,7 +15,8 @@ from core.training import gguf_export, sft_run
 from core.training.sft_books import SftBooks
 from core.training.sft_run import run_sft
 from core.training.sft_trainer import SftTrainer
-from tests.support.running import read_rows
+from tests.support.rollouts import call, calls, result, says, user
+from tests.support.running import read_rows, write_rows
 from tests.support.tiny_model import make_tiny_model
 from tests.support.training import same_bits, weights, write_conversations
 
@@ -155,3 +156,26 @@ def test_the_folder_says_what_the_student_is(model: Path, tmp_path: Path) -> Non
     assert f"{result.before['val_loss']:.4f}" in card
     config = orjson.loads((run / "best/config.json").read_bytes())
     assert config.get("use_cache", True) is True
+
+
+def test_after_rows_with_tool_calls_the_next_step_counts_with_the_tools(model: Path, folder: Path) -> None:
+    turns = [calls(call("c1", "{}", "year")), result("c1", "1931"), says("In 1931.")]
+    rows = [{"messages": [user(f"When, {number}?"), *turns]} for number in range(4)]
+    trained = ran(options_of_rows(model, folder, rows))
+    assert trained.tool_rows == 4
+    best = trained.output / "best"
+    said = trained.summary()
+    assert f"run_rollouts.py --input test.jsonl --tools tools.py --backend hf --model {best} " in said
+    assert "not whether it calls tools" in said
+    assert "--merge" not in said
+    adapter = trained.model_copy(update={"adapter": True})
+    assert "best/ is an adapter: merge it into its model first, or train with --merge" in adapter.summary()
+    plain = ran(options_of_rows(model, folder, [{"messages": [user(), says("In 1931.")]}] * 4, overwrite=True))
+    assert plain.tool_rows == 0
+    assert "run_rollouts" not in plain.summary()
+    assert f"evaluate.py --student {best}" in plain.summary()
+
+
+def options_of_rows(model: Path, folder: Path, rows: list[dict[str, Any]], **more: Any) -> TrainSft:
+    write_rows(folder / "train.jsonl", rows)
+    return options(model, folder, val_split=0, max_steps=1, chat_template="chatml", **more)
