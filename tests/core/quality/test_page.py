@@ -136,7 +136,11 @@ def test_the_page_works_in_both_colour_schemes_and_each_plot_follows_them(show: 
     shown: dict[str, list[str]] = {}
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)  # pyright: ignore[reportArgumentType]
-        page.wait_for_function("[...document.images].every(image => image.complete && image.naturalWidth === 1050)")
+        page.wait_for_function(  # a picture follows the scheme a moment later
+            "before => [...document.images].every("
+            "image => image.complete && image.naturalWidth === 1050 && !before.includes(image.currentSrc))",
+            arg=shown.get("light", []),
+        )
         back, ink = page.evaluate(
             "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
         )
