@@ -26,6 +26,7 @@ TABLE: tuple[Rule, ...] = (
     Rule("*", r"^make ", "the other tests run what these targets start", run=False),
     Rule("*", r"^(claude|codex|copilot|gemini|npx|opencode|rnow|accelerate launch --multi_gpu) ", OTHERS, run=False),
     Rule("*", r"^git clone|\bpip install\b|^python3? -m venv|--install (?!.*--dry-run)", NETWORK, run=False),
+    Rule("docs/install.md", r"git clone .*\.cursor/", "copies the checkout for Cursor, which is not here", run=False),
     Rule("*", r"mcp_server --http", SERVES, run=False),
     Rule("*", r"--tasks (arc_easy|gsm8k)|--suite opd|--model owner/repo|models/teacher.Q4_K_M.gguf", HUB, run=False),
     Rule("*/hardware.md", r"runs/(qwen|mac)|jobs.py log", HUB, run=False),
