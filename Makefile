@@ -32,12 +32,12 @@ $(INSTALLED): pyproject.toml constraints.txt converter.txt
 demo: .venv ## distil a little, offline, on a CPU
 	@$(BIN)/python scripts/demo.py
 
-# What watches processes runs first, by itself. More of pytest's workers than two cores: they often wait for processes
+# What watches processes runs first, by itself. Then more of pytest's workers than two cores: they often wait for processes
 # and disks. No reordering: tests/conftest.py, which also says what runs first, puts the files that take longest first.
 QUICKLY = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 test: .venv ## the quick tests
 	@$(if $(NO_BROWSER),echo "no Chromium or no npm here: the tests marked browser are left out (make browser installs both)",:)
-	@$(QUICKLY) -n 3 -m "$(QUICK) and alone"
+	@$(QUICKLY) -n 2 -m "$(QUICK) and alone"
 	@$(QUICKLY) -n 4 -m "$(QUICK) and not alone"
 
 test-all: .venv ## every test that this machine can run

@@ -117,7 +117,9 @@ TABLE: tuple[Rule, ...] = (
     ),
 )
 
-UNSEEN: tuple[Unseen, ...] = ()
+UNSEEN: tuple[Unseen, ...] = (
+    Unseen("README.md", r"^The student, before", "make demo prints it, in minutes; tests/core/test_demo.py runs the demo"),
+)
 
 Content = str | Callable[[Path], str]
 """Of a user's file: a text, or what makes one of the page."""
