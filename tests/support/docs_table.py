@@ -118,7 +118,7 @@ TABLE: tuple[Rule, ...] = (
 )
 
 UNSEEN: tuple[Unseen, ...] = (
-    Unseen("README.md", r"^The student, before", "make demo prints it, in minutes; tests/core/test_demo.py runs the demo"),
+    Unseen("README.md", r"^The student, before", "make demo prints it; tests/core/test_demo.py runs that"),
 )
 
 Content = str | Callable[[Path], str]
